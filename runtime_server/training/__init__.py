@@ -1,1 +1,1 @@
-"""Training the suffix: objective, losses, buffer, checkpoints, ranks."""
+"""Trains the suffix: objective, losses, buffer, checkpoints, ranks."""

@@ -1,7 +1,7 @@
 """Second views of activations: masks, gain, noise, low-level mixing (docs/method.md, section 5; ours).
 
-Only the activation reaches the server, so a view is made of it and not of the waveform. What each axis
-means follows from the rank: [B, C, F, T] feature maps, [B, T, D] token sequences, [B, S] waveforms.
+Only the activation reaches the server, so views are made from it and not from the waveform. The meaning of each axis
+follows from the rank: [B, C, F, T] feature maps, [B, T, D] token sequences, [B, S] waveforms.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from runtime_edge.errors import UsageError
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How strong each augmentation is; 0 turns one off. Shares are of an axis, uniform below the value."""
+    """The strength of each augmentation; 0 turns it off. Shares are of an axis, drawn uniformly up to the value."""
 
     time_mask: float = 0.3
-    """Longest share of the time axis that is masked."""
+    """Longest masked share of the time axis."""
     frequency_mask: float = 0.3
-    """Longest share of the frequency axis that is masked (rank 4)."""
+    """Longest masked share of the frequency axis (rank 4)."""
     gain_db: float = 3.0
-    """Gain within plus and minus this many dB."""
+    """The gain is between minus and plus this many dB."""
     noise: float = 0.1
     """Standard deviation of the noise, as a share of the sample's own."""
     mix: float = 0.1
@@ -45,11 +45,11 @@ def augment(
     config: AugmentConfig | None = None,
     waveform: bool = False,
 ) -> Tensor:
-    """A second view of each activation of [B, ...], same shape, dtype and device; the input is untouched.
+    """A second view of each activation of [B, ...], same shape, dtype and device; the input is unchanged.
 
-    Rank 4 is [B, C, F, T], rank 3 [B, T, D], rank 2 [B, S] when `waveform` is true; any other activation
-    (pooled vectors, for instance) has no axis to mask and gets gain, noise and mixing alone. Samples draw
-    independently. `generator` lives on the CPU: same seed, same views.
+    Rank 4 is [B, C, F, T], rank 3 [B, T, D], rank 2 [B, S] if `waveform` is true; any other activation (such as a
+    pooled vector) has no axis to mask and only gets gain, noise and mixing. Each sample is augmented independently.
+    `generator` is on the CPU: same seed, same views.
     """
     config = config or AugmentConfig()
     view = activations.float()
@@ -63,7 +63,7 @@ def augment(
         if waveform:
             view = _shift(view, config.shift, generator)
         view = _mask(view, 1, config.time_mask, generator)
-    largest = torch.finfo(activations.dtype).max  # a gain may leave float16's range
+    largest = torch.finfo(activations.dtype).max  # a gain may exceed float16's range
     return _noise(view, config.noise, generator).clamp(-largest, largest).to(activations.dtype)
 
 
@@ -95,7 +95,7 @@ def _shift(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def _mask(x: Tensor, axis: int, share: float, generator: torch.Generator) -> Tensor:
-    """Replace one stretch of `axis` of each sample, up to `share` of its length, by the sample's mean."""
+    """Replace a stretch of `axis` in each sample, up to `share` of its length, with the sample's mean."""
     length = x.shape[axis]
     width = (share * length * _uniform(x, generator)).round()
     start = (_uniform(x, generator) * (length - width + 1)).floor()

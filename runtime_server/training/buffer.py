@@ -1,4 +1,4 @@
-"""The latest windows of every device: what the trainer draws its batches from (docs/method.md, section 5)."""
+"""The latest windows of every device, from which the trainer draws its batches (docs/method.md, section 5)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch import Tensor
 from runtime_edge.errors import UsageError
 from runtime_server.training.losses.laplacian import HORIZON
 
-_OVERHEAD_BYTES = 1024  # what a window costs besides its tensors, so that empty ones are bounded too
-_MAX_BOOTS = 2  # of one device: its own past is all that a device which restarts in a loop pushes out
-_UNCERTAINTY_FLOOR = 0.1  # a window the device was sure of is still drawn now and then
+_OVERHEAD_BYTES = 1024  # memory per window besides its tensors, so that empty ones are bounded too
+_MAX_BOOTS = 2  # per device: one that restarts in a loop displaces only its own past
+_UNCERTAINTY_FLOOR = 0.1  # a window that the device was sure of is still drawn now and then
 
 ADJACENCY = 3
-"""Windows of one boot at most so far apart, in window indices, are taken to hear the same thing."""
+"""Windows of one boot at most this many window indices apart are assumed to hear the same thing."""
 Chain = tuple[str, str]
-"""A device and one of its boots; window indices are comparable inside one."""
+"""A device and one of its boots; window indices are comparable within one."""
 _Key = tuple[Chain, int]
 
 
@@ -41,15 +41,16 @@ class TrainingWindow:
     """[*shape], without a batch axis."""
     uncertainty: float = 1.0
     sequence: int = 0
-    """Place of its frame in the broker's stream, from 1; 0 if there is none, which counts as the latest."""
+    """Sequence number of its frame in the broker's stream, from 1; 0 if there is none, which counts as the latest."""
     plain: bool = True
-    """Whether it was shipped as it is, and not as what a bottleneck left of it."""
+    """Whether the activation was shipped unchanged, not through a bottleneck."""
     in_range: bool = True
-    """Whether `activation` is finite and not far outside what calibration saw: otherwise the trainer leaves it out."""
+    """Whether `activation` is finite and not far outside the calibrated range; otherwise the trainer leaves the window
+    out."""
 
     @property
     def nbytes(self) -> int:
-        """Memory it holds, roughly from above."""
+        """Memory that the window occupies, an upper estimate."""
         return self.activation.nbytes + _OVERHEAD_BYTES
 
 
@@ -71,45 +72,45 @@ class WindowGroup:
 
 @dataclass(frozen=True)
 class BufferSize:
-    """What a buffer holds."""
+    """The contents of a buffer."""
 
     windows: int
     nbytes: int
     refused: dict[str, int]
-    """Windows that were not taken, by reason."""
+    """Windows that were not accepted, by reason."""
 
 
 @dataclass
 class _DeviceShare:
-    """What a buffer holds of one device."""
+    """A buffer's contents from one device."""
 
     nbytes: int = 0
     order: list[tuple[int, _Key]] = field(default_factory=list)
-    """Its windows by their place in the stream."""
+    """Its windows by their position in the stream."""
 
 
 @dataclass
 class TemporalBuffer:
-    """A sliding buffer of each device's last `horizon` window indices, within `limit_bytes` altogether.
+    """A sliding buffer of each device's last `horizon` window indices, within `limit_bytes` in total.
 
-    Late windows are put in their place, gaps stay, and what is already held is refused. A device keeps
-    its two latest boots. When memory runs out the device that holds most of it gives the window of its own
-    that stands first in the stream: however fast it sends, the others keep theirs up to an equal share. The
-    order of the stream decides, not that in which `add` is called: what is read again from the stream ends
-    as it was, and the same windows and the same `rng` give the same batch. May be used from several threads.
+    Late windows are inserted at their place, gaps stay, and duplicates are refused. A device keeps its two latest
+    boots. When memory runs out, the device that occupies most of it loses its own window that comes first in the
+    stream: however fast it sends, the others keep theirs up to an equal share. The order of the stream counts, not that
+    of the calls of `add`: a replay of the stream restores the same contents, and the same windows and `rng` give the
+    same batch. May be used from several threads.
     """
 
     horizon: int = HORIZON
     limit_bytes: int = 1 << 30
     adjacency: int = ADJACENCY
-    """Largest distance, in window indices, of windows that are drawn together."""
+    """Largest distance, in window indices, between windows that are drawn together."""
     refused: Counter[str] = field(default_factory=Counter)
-    """How many windows were not taken: "duplicate", "late" (beyond the horizon), "invalid"."""
+    """How many windows were not accepted: "duplicate", "late" (beyond the horizon), "invalid"."""
     nbytes: int = field(default=0, init=False)
     _windows: dict[_Key, TrainingWindow] = field(default_factory=dict, init=False)
     _devices: dict[str, _DeviceShare] = field(default_factory=dict, init=False)
     _latest: int = field(default=0, init=False)
-    """The last place in the stream that was seen."""
+    """The last position in the stream that was seen."""
     _chains: dict[Chain, list[int]] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -117,11 +118,11 @@ class TemporalBuffer:
         return len(self._windows)
 
     def add(self, window: TrainingWindow) -> bool:
-        """Take a window; False, counted in `refused`, for a duplicate, a late or a non-finite one."""
+        """Add a window; False, counted in `refused`, for a duplicate, a late or a non-finite one."""
         uncertainty = window.uncertainty if math.isfinite(window.uncertainty) else 1.0
         kept = replace(
             window,
-            activation=window.activation.detach().to("cpu", torch.float16, copy=True),  # no view of a larger tensor
+            activation=window.activation.detach().to("cpu", torch.float16, copy=True),  # not a view of a larger tensor
             uncertainty=min(max(uncertainty, 0.0), 1.0),
         )
         with self._lock:
@@ -152,12 +153,12 @@ class TemporalBuffer:
             return [self._windows[chain, index] for chain in chains for index in self._chains[chain]]
 
     def size(self) -> BufferSize:
-        """What it holds now."""
+        """The buffer's present size."""
         with self._lock:
             return BufferSize(len(self._windows), self.nbytes, dict(self.refused))
 
     def counts(self) -> dict[str, int]:
-        """How many windows of each device it holds."""
+        """How many windows the buffer holds of each device."""
         with self._lock:
             found: Counter[str] = Counter()
             for (device, _), indices in self._chains.items():
@@ -165,23 +166,23 @@ class TemporalBuffer:
             return dict(found)
 
     def sequences(self) -> list[int]:
-        """Places in the stream of the windows it holds, ascending."""
+        """Positions in the stream of the windows in the buffer, ascending."""
         with self._lock:
             return sorted(sequence for share in self._devices.values() for sequence, _ in share.order)
 
     def sample_batch(
         self, rng: np.random.Generator, size: int, device: str | None = None, plain: bool = False
     ) -> list[WindowGroup]:
-        """Up to `size` distinct windows, at most a device's share of them from each; with `device` of that one alone,
-        with `plain` those alone that no bottleneck was between.
+        """Up to `size` distinct windows, at most an equal share of them from each device; with `device` only from that
+        one, with `plain` only windows that did not pass a bottleneck.
 
-        The share is `size` divided by the number of devices, rounded up: what some have too little of is not made up
-        for by the others, so that a device which sends more does not count for more.
+        The share is `size` divided by the number of devices, rounded up. If some devices have too few windows, the
+        others do not make up for them, so a device that sends more does not count for more.
 
-        Within a device a window is drawn in proportion to `exp(-age / (horizon / 2)) · (0.1 + U)`, age
-        in window indices behind the newest of its boot, and brings along one of its neighbours in time, at
-        whatever cut: with most windows missing, few would have one otherwise. The groups come in order of
-        generation and cut.
+        Within a device, a window is drawn in proportion to `exp(-age / (horizon / 2)) · (0.1 + U)`, where its age is
+        counted in window indices behind the newest of its boot. It brings along one of its neighbours in time, at
+        whatever cut: with most windows missing, few would otherwise have one. The groups are in order of generation and
+        cut.
         """
         if size < 1:
             raise UsageError(f"batch size {size}: at least 1 is needed")
@@ -205,9 +206,9 @@ class TemporalBuffer:
         return None
 
     def _forget_boots(self, window: TrainingWindow) -> str | None:
-        """Make room for another boot of a device: the one whose last window is first in the stream is removed.
+        """Make room for another boot of a device by removing the one whose last window comes first in the stream.
 
-        "late" when it is the window's own.
+        Returns "late" if that boot is the window's own.
         """
         chain = (window.device, window.boot)
         boots = [other for other in self._chains if other[0] == window.device]
@@ -254,7 +255,7 @@ class TemporalBuffer:
         ages = np.array([age for _, _, age in places])
         unsure = np.array([window.uncertainty for window in windows])
         keys = np.log(_UNCERTAINTY_FLOOR + unsure) - ages / (self.horizon / 2) + rng.gumbel(size=len(windows))
-        # Within a turn the keys' own order would favour devices that are unsure; a fair one is drawn.
+        # Within a turn, the keys' own order would favour devices with uncertain windows; a fair order is drawn instead.
         fair = rng.permutation(len(windows))
         turns: Counter[str] = Counter()
         ranked: list[tuple[int, int, int]] = []
@@ -281,7 +282,7 @@ class TemporalBuffer:
         return list(drawn.values())
 
     def _neighbours(self, window: TrainingWindow) -> list[_Key]:
-        """The windows held that are near in time."""
+        """The windows in the buffer that are near in time."""
         chain, index = _key(window)
         around = range(index - self.adjacency, index + self.adjacency + 1)
         return [(chain, other) for other in around if other != index and (chain, other) in self._windows]

@@ -2,9 +2,9 @@
 
     <state>/trainer/checkpoint.pt
 
-It holds weights, averaged weights, the objective's state, the optimiser's moments, every generator of random numbers,
-the mixture memory, and the places in the broker's stream of the windows it had. The windows themselves stay in the
-stream (`runtime_server.ingest.frame_replay` reads them again).
+It contains the weights, averaged weights, the objective's state, the optimiser's moments, every random generator, the
+mixture memory, and the positions in the broker's stream of the windows that the trainer had. The windows themselves
+stay in the stream (`runtime_server.ingest.frame_replay` reads them again).
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ from runtime_server.training.trainer import TrainConfig, Trainer
 FORMAT = "streamsplit.trainer/1"
 _LOG = logging.getLogger(__name__)
 _COPIES = 5
-"""Of the weights that a checkpoint may hold: itself, their average, two moments, and room."""
+"""How many times the weights' size a checkpoint may have: weights, average, two moments, and room."""
 _ROOM_BYTES = 256 << 20
 _UNNAMED = {"objective": "virtual-negatives", "objective_state": {}}
-"""What training had before there was a choice, and checkpoints named it."""
+"""The settings of earlier checkpoints, which do not name them because there was no choice."""
 
 
 def resumed(make: Callable[[], Trainer], checkpoints: Checkpoints) -> Trainer:
     """A trainer that continues from the checkpoint, or a new one.
 
     A checkpoint that cannot be resumed is moved aside with a warning: it is better to restart training from the
-    released weights than not to start. Raises UsageError for one of another objective, where either has a state.
+    released weights than not to start. Raises UsageError for a checkpoint of another objective, if either objective has
+    a state.
     """
     trainer = make()
     try:
@@ -61,8 +62,8 @@ class Checkpoints:
 
     Args:
         path: the file.
-        encoder: id of the encoder that is trained; a checkpoint of another one is refused.
-        rank: one behind the first has a file of its own beside it, for the windows that it had. All ranks go on from
+        encoder: id of the trained encoder; a checkpoint of another encoder is refused.
+        rank: a rank other than the first has a separate file beside it, for its own windows. All ranks continue from
             the first one's weights.
     """
 
@@ -70,10 +71,10 @@ class Checkpoints:
         self._first, self._encoder = path, encoder
         self.path = path.with_name(f"{path.stem}-{rank}{path.suffix}") if rank else path
         self.saved: int | None = None
-        """Steps of the trainer when it was last saved or loaded here."""
+        """The trainer's steps when it was last saved or loaded here."""
 
     def save(self, trainer: Trainer) -> None:
-        """Replace the file, whole or not at all. Call it between two steps. Raises OSError."""
+        """Replace the file atomically. Call it between two steps. Raises OSError."""
         state = trainer.state_dict()
         memory = dict(state["memory"])
         arrays = {name: torch.from_numpy(memory.pop(name)) for name in list(memory) if hasattr(memory[name], "shape")}
@@ -88,7 +89,7 @@ class Checkpoints:
             **{name: torch.tensor(state[name], dtype=torch.int64) for name in ("taken", "kept")},
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Straight to the disk: several times the weights need not be in memory twice.
+        # Straight to the disk, so that several times the weights need not be in memory twice.
         handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -104,10 +105,10 @@ class Checkpoints:
         self.saved = trainer.steps
 
     def load(self, trainer: Trainer) -> bool:
-        """Let a new trainer go on from the file; False when there is none.
+        """Let a new trainer continue from the file; False if there is none.
 
-        Raises FormatError when it is damaged, of another encoder or of another version, and UsageError when it is of
-        another objective and either has a state of its own: the trainer is then of no use.
+        Raises FormatError if it is damaged or belongs to another encoder or version, and UsageError if it belongs to
+        another objective and either has a state of its own: the trainer is then unusable.
         """
         if not check(self._first):
             return False
@@ -119,7 +120,7 @@ class Checkpoints:
             raise
         except FormatError as exc:
             raise FormatError(f"{self._first}: {exc}") from None
-        except Exception as exc:  # torch raises whatever comes up in reading a damaged archive
+        except Exception as exc:  # torch raises all kinds of exceptions when it reads a damaged archive
             raise FormatError(f"{self._first}: cannot be resumed ({' '.join(str(exc).split())[:200]})") from None
         for line in _changes(state["config"], trainer.config):
             _LOG.warning("training continues with other settings than before: %s", line)
@@ -135,7 +136,7 @@ class Checkpoints:
             )
 
     def _own(self, trainer: Trainer) -> dict[str, Any]:
-        """What a rank behind the first had for itself; nothing where it has no file, or an unusable one."""
+        """What a rank other than the first had for itself; empty if it has no file, or an unusable one."""
         try:
             return self._read(self.path, trainer) if check(self.path) else {}
         except Exception as exc:  # as in `load`
@@ -163,7 +164,7 @@ class Checkpoints:
 
 
 def _changes(before: str, config: TrainConfig) -> list[str]:
-    """Settings that are not those of a checkpoint; with them the steps that follow are others."""
+    """Settings that differ from a checkpoint's; with them, training continues differently."""
     then, now = {**_UNNAMED, **json.loads(before)}, asdict(config)
     names = [field.name for field in fields(config)]
     return [f"{name} {then.get(name)} -> {now[name]}" for name in names if then.get(name) != now[name]]

@@ -1,4 +1,4 @@
-"""Measures of an embedding space, with and without labels, which a training run reports."""
+"""Measures of an embedding space, with and without labels, which training reports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def alignment(first: Tensor, second: Tensor, alpha: float = 2.0) -> float:
 def uniformity(embeddings: Tensor, sharpness: float = 2.0) -> float:
     """`ln mean exp(-t |x - y|²)` over pairs of [n, d] (Wang and Isola 2020); lower is better.
 
-    0 when everything is in one place; 0 as well for fewer than two embeddings.
+    0 if all embeddings coincide, and also for fewer than two embeddings.
     """
     if len(embeddings) < 2:
         return 0.0
@@ -30,7 +30,7 @@ def uniformity(embeddings: Tensor, sharpness: float = 2.0) -> float:
 def effective_rank(embeddings: Tensor) -> float:
     """`exp(H(p))` of the normalised singular values p of [n, d] (Roy and Vetterli 2007).
 
-    Between 1, for a collapsed batch, and min(n, d). Nothing is subtracted first. 0 if all are zero.
+    Between 1, for a collapsed batch, and min(n, d). The mean is not subtracted. 0 if all values are zero.
     """
     values = torch.linalg.svdvals(embeddings.double())
     total = values.sum()
@@ -49,11 +49,11 @@ class Geometry:
     uniformity: float
     """Of one view of each window; lower is better."""
     effective_rank: float
-    """Of one view of each window; 1 when they are all in one place."""
+    """Of one view of each window; 1 if all embeddings coincide."""
 
 
 def geometry(embeddings: Tensor, views: Tensor) -> Geometry:
-    """Of embeddings [n, d] and other views [n, d] of the same windows; both are normalised here."""
+    """The geometry of embeddings [n, d] and other views [n, d] of the same windows; both are normalised here."""
     if not bool(embeddings.isfinite().all() and views.isfinite().all()):
         return Geometry(math.nan, math.nan, math.nan)
     z, other = (torch.nn.functional.normalize(side.float(), dim=1) for side in (embeddings, views))
@@ -67,10 +67,10 @@ def knn_accuracy(
     queries: Tensor | None = None,
     query_labels: Tensor | None = None,
 ) -> float:
-    """Share of windows whose nearest others, by cosine, agree on the right label; ties go to the smaller.
+    """Share of windows whose nearest others, by cosine, agree on the right label; ties go to the smaller label.
 
-    `embeddings` [n, d] with `labels` int64[n] are the reference. Without `queries` [m, d] and
-    `query_labels` [m] each window is asked of all others. Raises UsageError when there are too few.
+    `embeddings` [n, d] with `labels` int64[n] are the reference. Without `queries` [m, d] and `query_labels` [m], each
+    window is compared with all others. Raises UsageError if there are too few.
     """
     reference = torch.nn.functional.normalize(embeddings.float(), dim=1)
     leave_out = queries is None or query_labels is None

@@ -1,8 +1,8 @@
 """The mixture of every device as the server knows it, synchronised now and then (docs/method.md, section 4).
 
-A device learns from each window that it gets or makes the embedding of, and the server learns the same from the same
-windows. So a device is told only of components that it cannot know: those that windows moved whose embeddings it never
-had, and all that earlier runs of it have left, since a run begins from nothing.
+A device learns from each window whose embedding it computes or receives, and the server learns the same from the same
+windows. So a device only needs to be told of components that it cannot know: those that were moved by windows whose
+embeddings it never had, and everything learnt in its earlier runs, since a run starts from nothing.
 """
 
 from __future__ import annotations
@@ -22,37 +22,38 @@ T_SYNC = 100
 MOST_MOVED = 4
 """The most components that are sent to a device at once: those that moved most; the others follow next time."""
 MOVED = 0.05
-"""A component has moved when its mean has by so much of the spread of all windows, or its weight by so much."""
+"""A component has moved if its mean has moved by this share of the spread of all windows, or its weight by
+this much."""
 MAX_MEMORIES = 4096
 MAX_WAITING = 8
-"""Windows of a device that wait to be learnt, at most."""
+"""Maximum number of a device's windows that wait to be learnt."""
 
 Array = npt.NDArray[np.float32]
 
 
 class _Heard(NamedTuple):
-    """A window that is yet to be learnt."""
+    """A window that has yet to be learnt."""
 
     embedding: Array
     known: bool
-    """Whether the device has the embedding, too, and learns from it."""
+    """Whether the device has the embedding too, and learns from it."""
 
 
 @dataclass
 class _DeviceMixture:
     memory: GaussianMemory
     boot: str
-    """Of the run that is told; another one begins from nothing. Empty: a device of 0.1.0."""
+    """The run that is being told; another one starts from nothing. Empty: a device of 0.1.0."""
     told: tuple[Array, Array]
     """Means and weights of the `foreign` components as the device has them, unless it has learnt otherwise since."""
     foreign: npt.NDArray[np.bool_]
-    """Components that the device cannot know as they are."""
+    """Components whose present values the device cannot know."""
     waiting: list[_Heard] = field(default_factory=list)
-    """In order."""
+    """In order of arrival."""
     heard: int = 0
-    """Windows."""
+    """Number of windows."""
     is_due: bool = False
-    """Whether the device is to be told as soon as it can be."""
+    """Whether the device should be told as soon as possible."""
 
     def learn(self) -> None:
         for embedding, known in self.waiting:
@@ -63,7 +64,7 @@ class _DeviceMixture:
         self.waiting.clear()
 
     def make_room(self) -> None:
-        """Too much waits: forget the oldest window that the device has learnt itself, or learn all."""
+        """Too many windows wait: forget the oldest one that the device has learnt itself, or learn all."""
         known = next((place for place, heard in enumerate(self.waiting) if heard.known), None)
         if known is None:
             self.learn()
@@ -76,10 +77,10 @@ class _DeviceMixture:
         return not self.boot or bool(self.foreign.any()) or not all(heard.known for heard in self.waiting)
 
     def moved(self) -> bytes:
-        """Of the components that the device does not know as they are, those that have moved most; often nothing."""
+        """Of the components whose present values the device does not know, those that have moved most; often none."""
         memory, (means, weights) = self.memory, self.told
         far = ((memory.means - means) ** 2).sum(axis=1) / memory.spread + abs(memory.weights - weights)
-        far[~self.foreign | (memory.weights < MOVED / COMPONENTS)] = 0.0  # hardly any window is of the latter
+        far[~self.foreign | (memory.weights < MOVED / COMPONENTS)] = 0.0  # the latter: hardly any windows
         places = np.sort(np.argsort(-far)[:MOST_MOVED])
         places = places[far[places] > MOVED]
         if not places.size:
@@ -99,11 +100,11 @@ class _DeviceMixture:
 
 
 class Mixtures:
-    """Beyond `max_memories` devices the least recently active is forgotten. Used by one thread.
+    """The mixtures of all devices; beyond `max_memories`, the least recently active is forgotten. For one thread.
 
-    Learning takes longer than all else that a frame's answer needs from this thread, and few answers depend on it: what
-    is heard is learnt in `catch_up`, or before that when the device is told. A server that is always behind learns only
-    some of the windows that devices learn themselves: what is left then serves their next runs.
+    Learning takes longer than everything else that this thread does for a frame's answer, and few answers depend on it.
+    So windows are learnt in `catch_up`, or earlier if the device is to be told. A server that is always behind learns
+    only some of the windows that devices learn themselves; what it leaves out matters only to their next runs.
     """
 
     def __init__(self, max_memories: int = MAX_MEMORIES) -> None:
@@ -113,10 +114,10 @@ class Mixtures:
         self._room = np.empty((2, COMPONENTS, 0), np.float32)
 
     def add(self, device: str, embedding: Array, boot: str = "", answered: bool = True) -> bytes:
-        """Take an embedding float32[d]; after every `T_SYNC` of them what a run (`boot`) of the device cannot know.
+        """Add an embedding float32[d]; after every `T_SYNC` of them, returns what the device's run cannot know.
 
-        Without `boot` all parameters, for a device of 0.1.0. Otherwise nothing. A device that is answered has the
-        embedding or gets it; one that is not is told with the next answer.
+        Without `boot`, returns all parameters, for a device of 0.1.0. At other times returns nothing. A device that is
+        answered has the embedding or receives it; one that is not answered is told with the next answer.
         """
         mixture = self._devices.pop(device, None) or self._new(embedding.size)
         if mixture.boot != boot:
@@ -129,7 +130,7 @@ class Mixtures:
         mixture.heard += 1
         mixture.is_due |= mixture.heard % T_SYNC == 0
         known = answered and bool(boot)
-        mixture.waiting.append(_Heard(embedding.copy(), known))  # it is a row of a whole batch
+        mixture.waiting.append(_Heard(embedding.copy(), known))  # a copy, because it is a row of a whole batch
         is_told = mixture.is_due and answered
         if is_told and mixture.may_tell:
             mixture.learn()
@@ -145,7 +146,7 @@ class Mixtures:
         return mixture.moved() if boot else mixture.memory.to_bytes()
 
     def catch_up(self, until: Callable[[], bool] = lambda: False) -> None:
-        """Learn what was heard, device by device, until there is something more urgent to do."""
+        """Learn waiting windows, device by device, until there is more urgent work."""
         while self._behind and not until():
             device = next(iter(self._behind))
             del self._behind[device]

@@ -33,10 +33,10 @@ def batch_of(
     keys: Sequence[fx.GraphModule] | None = None,
     in_memory: int | None = None,
 ) -> EmbeddingBatch:
-    """Embeddings, `width` wide, of two views of each window of `groups`; with `two` false of one, twice.
+    """Embeddings, `width` wide, of two views of each window of `groups`; if `two` is false, of one view, twice.
 
-    With `keys` it is these that embed the second view, without gradients. Of more than `in_memory` windows the backward
-    pass computes so many at a time again, instead of keeping all that is between the blocks.
+    If given, `keys` embed the second view, without gradients. For more than `in_memory` windows, the backward pass
+    recomputes this many at a time, instead of keeping all intermediate results.
     """
     most = in_memory if in_memory is not None and sum(len(group) for group in groups) > in_memory else None
     drawn = [_views(group, segments, generator, config, two) for group in groups]
@@ -61,8 +61,8 @@ def batch_of(
 def batch_loss(batch: EmbeddingBatch, loss: HybridLoss) -> tuple[Tensor, dict[str, float]]:
     """The loss (docs/method.md, section 5) of a batch, and its parts.
 
-    A window's positives are its own other view and the other views of its neighbours in time, whatever cut each of
-    them came from: two views of a late activation are nearly the same, and teach little.
+    A window's positives are its own other view and the other views of its neighbours in time, at whatever cut each of
+    them arrived: two views of a late activation are nearly the same, and teach little.
     """
     apart = (batch.windows[:, None] - batch.windows[None, :]).abs()
     same = batch.chains[:, None] == batch.chains[None, :]
@@ -80,7 +80,7 @@ def batch_loss(batch: EmbeddingBatch, loss: HybridLoss) -> tuple[Tensor, dict[st
 def virtual_negatives(z: Tensor, mixture: GaussianMemory, count: int, generator: torch.Generator) -> Tensor | None:
     """(n, count, d) samples of the mixture for each of z (n, d) (docs/method.md, section 4).
 
-    None while it is cold, and when a window has no direction: then the loss says what is wrong.
+    None while the mixture is cold, and if an embedding has no direction: then the loss reports what is wrong.
     """
     anchors = z.detach()
     directed = bool((anchors.norm(dim=1) > _MIN_NORM).all())
@@ -91,7 +91,7 @@ def virtual_negatives(z: Tensor, mixture: GaussianMemory, count: int, generator:
 
 
 def first_trainable(segments: Sequence[fx.GraphModule]) -> int:
-    """How many blocks at the front hold nothing that is trained: a front end, for instance."""
+    """How many blocks at the front contain nothing trainable, such as a front end."""
     for number, segment in enumerate(segments):
         if any(parameter.requires_grad for parameter in segment.parameters()):
             return number
@@ -100,17 +100,17 @@ def first_trainable(segments: Sequence[fx.GraphModule]) -> int:
 
 @dataclass(frozen=True)
 class _Entering:
-    """Views that go on at a block."""
+    """Views that enter the encoder at a block."""
 
     block: int
     activations: Tensor
     """float32[rows, ...]."""
     count: int
-    """Of the views: some activations have several rows for each."""
+    """Number of views: some activations have several rows for each."""
 
     @classmethod
     def of(cls, several: Sequence[_Entering]) -> _Entering:
-        """Of one block, as one."""
+        """Join views that enter at the same block."""
         activations, count = torch.cat([one.activations for one in several]), sum(one.count for one in several)
         return cls(several[0].block, activations, count)
 
@@ -120,7 +120,8 @@ def _views(
 ) -> list[_Entering]:
     """Two views of each window, or one.
 
-    Blocks that never change run first: frequencies can be masked in a spectrum, and it is made once for both views.
+    Blocks that never change run first: then frequencies can be masked in a spectrum, and it is computed once for both
+    views.
     """
     start = max(group.cut, min(first_trainable(segments), len(segments) - 1))
     activations = group.activations.flatten(0, 1).float()
@@ -131,7 +132,7 @@ def _views(
 
 
 def _embedded(segments: Sequence[fx.GraphModule], entering: Sequence[_Entering], most: int | None) -> list[Tensor]:
-    """Embeddings of each; with `most`, computed so many rows at a time, and once more in the backward pass."""
+    """Embeddings of each; with `most`, computed this many rows at a time, and again in the backward pass."""
     if most is None:
         return _together(segments, entering)
     found = []
@@ -147,7 +148,7 @@ def _embedded(segments: Sequence[fx.GraphModule], entering: Sequence[_Entering],
 
 
 def _together(segments: Sequence[fx.GraphModule], entering: Sequence[_Entering]) -> list[Tensor]:
-    """Embeddings of each, where a block runs once for all that have come to it: a call costs more than a few rows."""
+    """Embeddings of each; a block runs once for all that have reached it, because a call costs more than a few rows."""
     if not entering:
         return []
     order = sorted(range(len(entering)), key=lambda place: entering[place].block)

@@ -2,12 +2,12 @@
 
     torchrun --nproc-per-node 2 -m runtime_server encoder.pt bundle/ --state server/ --broker nats://127.0.0.1:4222
 
-Rank r has the partitions p with p mod world == r: it completes and counts their frames and trains on them. A step is
-one step of the whole: every rank embeds windows of its own, sees the embeddings of all, and so computes the same loss
-and its own part of the gradient; the parts are added up. Started without torchrun a process is alone, and everything
-here says what it is told.
+Rank r has the partitions p with p mod world == r: it completes and counts their frames and trains on them. All ranks
+take each step together: every rank embeds its own windows, sees the embeddings of all, and so computes the same loss
+and its own part of the gradient; the parts are added up. A process started without torchrun is alone, and every method
+here then returns what it was given.
 
-Every method that says so must be called by all ranks, in the same order; it waits for the others.
+Methods that say so must be called by all ranks, in the same order; they wait for the other ranks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from runtime_edge.errors import FormatError, LinkError, UsageError
 from runtime_edge.formats import subjects
 
 _PATIENCE = timedelta(minutes=10)
-"""The other ranks wait this long while the first compiles a release; a crash is noticed at once."""
+"""How long the other ranks wait while the first compiles a release; a crash is noticed at once."""
 _MEETING = timedelta(minutes=2)
 _LOOK_S = 0.05
 _SEEDS_APART = 1_000_003
@@ -53,17 +53,17 @@ class EmbeddingBatch:
 
 
 class Ranks:
-    """One of the processes that train together. Every method raises LinkError when another one is gone."""
+    """One of the processes that train together. Every method raises LinkError if another one is gone."""
 
     def __init__(self, rank: int = 0, world: int = 1, group: dist.ProcessGroup | None = None) -> None:
-        """Raises UsageError when there are more ranks than partitions."""
+        """Raises UsageError if there are more ranks than partitions."""
         if world > subjects.PARTITIONS:
             raise UsageError(f"{world} ranks: there are {subjects.PARTITIONS} partitions; start as many ranks at most")
         self.rank, self.world, self._group = rank, world, group
 
     @classmethod
     def join(cls) -> Ranks:
-        """Join the process group that torchrun has started; a single rank without it.
+        """Join the process group that torchrun has started; without torchrun, a single rank.
 
         Raises UsageError or LinkError.
         """
@@ -85,16 +85,16 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this one releases, announces and answers for all."""
+        """Whether this rank releases, announces and answers for all."""
         return self.rank == 0
 
     @property
     def partitions(self) -> range:
-        """Partitions of the stream that this rank has."""
+        """The stream's partitions that belong to this rank."""
         return range(self.rank, subjects.PARTITIONS, self.world)
 
     def seed(self, seed: int) -> int:
-        """A seed of this rank's own; the first one's is `seed`."""
+        """A seed for this rank alone; the first rank's is `seed`."""
         return seed + _SEEDS_APART * self.rank
 
     def sum(self, *numbers: int) -> list[int]:
@@ -116,8 +116,8 @@ class Ranks:
     def gather(self, *tensors: Tensor) -> list[Tensor]:
         """Each tensor [n, ...] with the rows of all ranks, by rank; n may differ, and be 0. All ranks call it.
 
-        The rest of the shapes and the dtypes are the same everywhere. This rank's rows keep their gradient, those of
-        the others are constants: added up over the ranks, gradients of a loss of all rows are those of one process.
+        The other dimensions and the dtypes must be the same everywhere. This rank's rows keep their gradient, those of
+        the others are constants: added up over the ranks, the gradients of a loss of all rows are those of one process.
         """
         if self._group is None:
             return list(tensors)
@@ -141,8 +141,7 @@ class Ranks:
     def gather_batch(self, batch: EmbeddingBatch) -> EmbeddingBatch:
         """The batch of all ranks; without virtual negatives while a rank that has anchors has none. All ranks call it.
 
-        A batch of one rank may be empty: the rank takes part all the same, so that the others do not wait for it in
-        vain.
+        A rank's batch may be empty: the rank still takes part, so that the others do not wait for it in vain.
         """
         if self._group is None:
             return batch
@@ -160,9 +159,9 @@ class Ranks:
     def add_gradients(self, parameters: Sequence[nn.Parameter], of_all_rows: Sequence[nn.Parameter] = ()) -> None:
         """Add up each parameter's gradient over the ranks. All ranks call it.
 
-        The gradients of `of_all_rows` are those of the gathered batch on every rank: of them it is the mean. A
-        parameter that was part of no rank's loss keeps no gradient, so that the optimiser leaves it alone as it would
-        with one process.
+        For parameters in `of_all_rows`, every rank has the gradient of the gathered batch: their gradients are
+        averaged. A parameter that was part of no rank's loss keeps no gradient, so that the optimiser skips it, as with
+        one process.
         """
         if self._group is None:
             return
@@ -179,7 +178,7 @@ class Ranks:
         with self._link_errors():
             self._group.allreduce([flat]).wait()
         for parameter, part in zip(active, torch.split(flat, [p.numel() for p in active]), strict=True):
-            # Laid out as its parameter is: torch's fused optimiser goes through both as they lie in memory.
+            # In its parameter's memory layout: torch's fused optimiser goes through both in memory order.
             parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))
 
     @contextlib.contextmanager
@@ -192,11 +191,11 @@ class Ranks:
 
 
 def rendezvous(store: Store, rank: int, world: int, patience: timedelta = _MEETING) -> Store:
-    """A part of the store that these processes alone know. Raises RuntimeError when the others do not come.
+    """A part of the store that only these processes know. Raises RuntimeError if the others do not come.
 
-    torchrun's store outlives the processes it starts again, and what the former ones have left there, where they
-    listen for instance, looks like a word of the living. So the first one opens a room with a name of its own, each of
-    the others leaves its token there, and comes in when the first has seen that very token.
+    torchrun's store outlives the processes that it restarts, and entries of the former processes, such as their
+    addresses, look like those of living ones. So the first rank opens a room with a random name, each of the others
+    leaves its token there, and enters once the first has seen this very token.
     """
     deadline, token = time.monotonic() + patience.total_seconds(), secrets.token_hex(8)
     if rank == 0:

@@ -11,8 +11,8 @@ _REMEMBERED = 1 << 14
 class TrainedFrames:
     """Sequence numbers of frames: the last `remembered` exactly; everything up to `floor` counts as trained.
 
-    Frames arrive nearly in the order of the stream, so only one that is late by more than `remembered` others would
-    wrongly count as trained.
+    Frames arrive nearly in the order of the stream, so only a frame that arrives more than `remembered` others late
+    would wrongly count as trained.
     """
 
     def __init__(self, remembered: int = _REMEMBERED) -> None:
@@ -23,7 +23,7 @@ class TrainedFrames:
         self._set: set[int] = set()
 
     def add(self, sequence: int) -> None:
-        """Record a place; 0, which means none, is ignored."""
+        """Record a sequence number; 0, which means none, is ignored."""
         if sequence < 1 or sequence in self:
             return
         self._last.append(sequence)
@@ -37,7 +37,7 @@ class TrainedFrames:
         return sequence <= self.floor or sequence in self._set
 
     def last(self) -> list[int]:
-        """Those that are remembered, in the order in which they were taken."""
+        """The remembered sequence numbers, in order of arrival."""
         return list(self._last)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Trains the newest weights on windows at any cut: a sample at cut k trains the blocks after k."""
+"""Trains the newest weights on windows at any cut: a window at cut k trains the blocks after k."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from runtime_server.training.ranks import Ranks
 from runtime_server.training.trained_frames import TrainedFrames
 
 HELD_OUT_RUN, HELD_OUT_PERIOD = 4, 32
-"""Of every 32 window indices one run of 4 never trains: it judges releases, as neighbours in time. Which of the eight
-runs it is depends on a key that only the server has."""
+"""Of every 32 window indices, one run of 4 is never trained on: it judges releases, with its neighbours in time. Which
+of the eight runs it is depends on a key that only the server has."""
 _MIN_HELD_OUT = 2 * HELD_OUT_RUN
-"""A device with fewer held-out windows has no say: windows of one run alone have no negatives."""
+"""A device with fewer held-out windows does not judge: windows of a single run have no negatives."""
 _MAX_COUNTED = 4096
-"""Of so many devices the windows that were left out are counted: without accounts anybody may use any name."""
+"""Left-out windows are counted for at most this many devices: without accounts, anybody may use any name."""
 BATCH_DEVICES = 4
-"""So many devices share a batch; each further one adds what each of these has."""
+"""The number of devices that share a batch; each further device adds as many windows as each of these has."""
 _MAX_GROWTH = 8
-"""Of a batch: of more than 32 devices a further one takes less than 3 % of the others' places."""
+"""Limit on the batch's growth: beyond 32 devices, a further one takes less than 3 % of the others' places."""
 _IN_MEMORY = 2
-"""Batches that a step holds in memory at once; of a larger one the backward pass computes the forward pass again."""
+"""Batches that a step holds in memory at once; for a larger one, the backward pass repeats the forward pass."""
 _MAX_JUDGING = 64
-"""At most this many devices of one rank judge a release, drawn again for each."""
+"""At most this many devices of one rank judge a release; they are drawn again for each release."""
 
 
 @dataclass(frozen=True)
@@ -51,38 +51,38 @@ class TrainConfig:
     """How the server learns."""
 
     batch: int = 32
-    """Windows in a step; for more than `BATCH_DEVICES` devices it grows (`batch_for`)."""
+    """Windows in a step; with more than `BATCH_DEVICES` devices it grows (`batch_for`)."""
     learning_rate: float = 1e-4
-    """For an encoder that knows something. One from random weights takes ten times this (`tools/bench_learning.py`)."""
+    """For a trained encoder. One with random weights needs ten times this (`tools/bench_learning.py`)."""
     warm_up_steps: int = 20
-    """So many steps grow to that length: norm layers keep their statistics, so that nothing rescues a network from
-    steps that are too long."""
+    """Number of steps over which the learning rate grows: norm layers keep their statistics, so nothing rescues a
+    network from steps that are too long."""
     horizon: int = 400
-    """Window indices of a device that are trained on: with fewer, all negatives are of the last minute."""
+    """Window indices of a device that are trained on: with fewer, all negatives are from the last minute."""
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
     ema: float = 0.97
     """Weight of the past in the averaged weights that are released."""
     share: float = 0.6
-    """Share of the time that is spent training; the rest is left to completing frames."""
+    """Share of the time spent training; the rest is left to completing frames."""
     min_windows: int = 32
     """Training starts once this many trainable windows have arrived."""
     objective: str = DEFAULT
-    """One of `OBJECTIVES`: the task. Releases are judged by the default whatever trains."""
+    """One of `OBJECTIVES`: the task. Releases are always judged by the default objective."""
     virtual_negatives: int = 256
-    """For each anchor, if the objective uses them."""
+    """Number for each anchor, if the objective uses them."""
     loss: HybridConfig = LOSSES["task"]
-    """The other two terms earn nothing at their published weights (docs/training.md)."""
+    """The other two terms bring nothing at their published weights (docs/training.md)."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise UsageError for an objective that there is not."""
+        """Raise UsageError for an unknown objective."""
         if self.objective not in OBJECTIVES:
             raise UsageError(f"objective: unknown {self.objective!r}, choose one of {', '.join(OBJECTIVES)}")
 
     def batch_for(self, devices: int) -> int:
-        """Windows in a step of so many devices: a further one takes no places from the others."""
+        """Windows in a step with this many devices: a further device takes no places from the others."""
         return self.batch * min(max(devices, BATCH_DEVICES), _MAX_GROWTH * BATCH_DEVICES) // BATCH_DEVICES
 
 
@@ -97,12 +97,12 @@ class StepMetrics:
     geometry: Geometry
     """Of the batch, before the step."""
     gradient_norm: float
-    """Before clipping; not finite for a step that was left out."""
+    """Before clipping; not finite for a skipped step."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What some weights are worth on the held-out windows of one device."""
+    """The quality of some weights on the held-out windows of one device."""
 
     loss: float
     """Without virtual negatives."""
@@ -120,7 +120,7 @@ class Trainer:
         ranks: Ranks | None = None,
         key: bytes | None = None,
     ) -> None:
-        """Train `model`; `key` (up to 64 bytes, the same for all ranks) chooses what is held out, or else the seed."""
+        """Train `model`; `key` (up to 64 bytes, alike on all ranks), or else the seed, chooses what is held out."""
         self.config, self._width, self._ranks = config, embedding_dim, ranks or Ranks()
         self.model = model
         model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions go backwards in two thirds of the time
@@ -132,11 +132,10 @@ class Trainer:
         self.held_out = TemporalBuffer()
         """Windows that judge releases."""
         self.memory = GaussianMemory(dim=embedding_dim, seed=config.seed)
-        """Mixture of the embeddings of the batches: where virtual negatives come from. No device has more than its
-        share of it, at whatever rate it sends.
-        """
+        """Mixture of the batches' embeddings, from which virtual negatives are drawn. No device has more than its share
+        of it, at whatever rate it sends."""
         self.stream = ""
-        """Which stream the places of windows are in; empty while none was taken from one."""
+        """The stream in which the windows' positions are; empty while no window has come from a stream."""
         self.trained = TrainedFrames()
         self.to_reread: set[int] = set()
         """Sequence numbers of windows that a resumed trainer lacks: they are replayed before it continues."""
@@ -147,7 +146,7 @@ class Trainer:
             model.segments, width=embedding_dim, temperature=config.loss.temperature, seed=config.seed
         )
         self._loss = HybridLoss(config.loss, self.objective)
-        # Every rank draws windows and views of its own; what the loss draws is the same for all.
+        # Every rank draws its own windows and views; the loss draws the same numbers on all ranks.
         self._rng = np.random.default_rng(self._ranks.seed(config.seed))
         self._generator = torch.Generator().manual_seed(self._ranks.seed(config.seed))
         # The segments are an eval-mode graph: norm layers use their running statistics and never change them.
@@ -158,10 +157,10 @@ class Trainer:
         )
 
     def add(self, window: TrainingWindow) -> None:
-        """Keep a window for training, or, one run of every `HELD_OUT_PERIOD`, for judging releases.
+        """Keep a window for training or, for one run in every `HELD_OUT_PERIOD`, for judging releases.
 
-        One whose activation is out of range is only counted.
-        Only the ledger knows whether it is new: call this once for each window.
+        A window whose activation is out of range is only counted. Only the ledger knows whether a window is new: call
+        this once for each.
         """
         with self._lock:
             self.trained.add(window.sequence)
@@ -171,7 +170,7 @@ class Trainer:
             self._keep(window)
 
     def out_of_range(self) -> dict[str, int]:
-        """How many windows of each device were left out since the start, because their activations are out of range."""
+        """How many windows of each device were left out since the start because their activations were out of range."""
         with self._lock:
             return dict(self._out_of_range)
 
@@ -191,30 +190,30 @@ class Trainer:
             (self.held_out if self._judges(window) else self.buffer).add(window)
 
     def _judges(self, window: TrainingWindow) -> bool:
-        """Whether a window is held out. Without the key nobody can tell, whatever numbers and boots they choose."""
+        """Whether a window is held out. Without the key nobody can tell, whatever indices and boots they choose."""
         period, place = divmod(window.index, HELD_OUT_PERIOD)
         name = f"{window.device}\0{window.boot}\0{period}".encode()
         drawn = hashlib.blake2b(name, digest_size=8, key=self._key).digest()
         return place // HELD_OUT_RUN == int.from_bytes(drawn, "little") % (HELD_OUT_PERIOD // HELD_OUT_RUN)
 
     def plain_windows(self, count: int) -> tuple[list[WindowGroup], list[WindowGroup]]:
-        """At most so many windows that arrived as they were, to fit to, and as many others that never train."""
+        """At most `count` plain windows to fit to, and as many others that are never trained on."""
         rng = np.random.default_rng((abs(self.config.seed), self.steps))
         fit, held_out = (kept.sample_batch(rng, count, plain=True) for kept in (self.buffer, self.held_out))
         return fit, held_out
 
     def sizes(self) -> dict[str, BufferSize]:
-        """What is kept, by its use."""
+        """The sizes of the buffers, by use."""
         return {"train": self.buffer.size(), "held_out": self.held_out.size()}
 
     @property
     def trainable(self) -> int:
-        """Windows there are to train on."""
+        """Number of windows to train on."""
         return len(self.buffer)
 
     @property
     def ready(self) -> bool:
-        """Whether there is enough to train on, for one rank."""
+        """Whether there is enough to train on, if this is the only rank."""
         return self.trainable >= self.config.min_windows
 
     def fingerprint(self) -> int:
@@ -231,7 +230,7 @@ class Trainer:
         loss, losses, geometry = self._objective(groups)
         self._warm_up()
         self.optimizer.zero_grad(set_to_none=True)
-        if loss.requires_grad:  # not of a rank without windows
+        if loss.requires_grad:  # false for a rank without windows
             loss.backward()  # type: ignore[no-untyped-call]
         self._ranks.add_gradients(self._parameters, _trained(self.objective))
         norm = nn.utils.clip_grad_norm_(self._all_parameters, self.config.clip_norm)
@@ -253,10 +252,10 @@ class Trainer:
     def judge(self, models: Sequence[CutModel]) -> list[list[Judgement]] | None:
         """Each model's weights on the held-out windows of each device, without gradients; None while there are too few.
 
-        The lists are of models, in them one judgement for each device, in the same order. All ranks call it. A device
-        is judged alone, on the same batch, views and directions for every model, so that none has a part in what
-        another one says. There are no virtual negatives: the mixture was learnt from earlier weights, so that whatever
-        leads away from them, a collapse for instance, would look good.
+        There is one list for each model, with one judgement for each device, in the same order. All ranks call it. A
+        device is judged alone, on the same batch, views and directions for every model, so that devices do not
+        influence each other's judgements. There are no virtual negatives: the mixture was learnt from earlier weights,
+        so anything that leads away from them, such as a collapse, would look good.
         """
         own = [self._judged(device, models) for device in self._judging_devices()]
         rows = torch.tensor(own, dtype=torch.float64).reshape(len(own), len(models), 4)
@@ -269,7 +268,7 @@ class Trainer:
         ]
 
     def _judging_devices(self) -> list[str]:
-        """Devices with enough held-out windows, not more than `_MAX_JUDGING`."""
+        """Devices with enough held-out windows, at most `_MAX_JUDGING`."""
         counts = self.held_out.counts()
         devices = sorted(device for device, count in counts.items() if count >= _MIN_HELD_OUT)
         rng = np.random.default_rng((abs(self.config.seed), self.steps))
@@ -290,18 +289,18 @@ class Trainer:
         return found
 
     def averaged_tensors(self) -> dict[str, npt.NDArray[Any]]:
-        """The weights to release, copies by name."""
+        """The weights to release, as copies by name."""
         return {name: value.cpu().numpy().copy() for name, value in self.averaged.state_dict().items()}
 
     def forget_stream(self, stream: str) -> None:
-        """Places of windows are in this stream from now on; those in another one mean nothing."""
+        """From now on positions are in this stream; those in another one mean nothing."""
         with self._lock:
             if self.stream:
                 self.trained, self.to_reread = TrainedFrames(), set()
             self.stream = stream
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on; windows are named by their places in the stream."""
+        """Everything that the next step depends on; windows are named by their positions in the stream."""
         with self._lock:
             memory, taken = self.memory.state(), (self.trained.floor, self.trained.last())
             kept = sorted({*self.buffer.sequences(), *self.held_out.sequences(), *self.to_reread})
@@ -322,11 +321,11 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> None:
-        """Go on from what `state_dict` gave; `to_reread` then says which windows are missing.
+        """Continue from what `state_dict` returned; `to_reread` then names the missing windows.
 
-        With `own` the windows, and what chooses among them, are that one's, as when `state` is another rank's; with an
-        empty one they start afresh. Settings stay those of `config`. Raises KeyError, TypeError, ValueError,
-        RuntimeError or FormatError for what is not of this encoder: then the trainer is of no use.
+        With `own`, the windows and what chooses among them come from it, for example if `state` is another rank's; with
+        an empty one they start afresh. Settings stay those of `config`. Raises KeyError, TypeError, ValueError,
+        RuntimeError or FormatError for the state of another encoder: then the trainer is unusable.
         """
         self.model.module.load_state_dict(state["weights"])
         self.averaged.load_state_dict(state["averaged"])
@@ -346,7 +345,7 @@ class Trainer:
             self.stream, self.to_reread = own["stream"], set(own["kept"])
 
     def _objective(self, groups: Sequence[WindowGroup]) -> tuple[Tensor, dict[str, float], Geometry]:
-        """The loss of two views of each window, its parts, and how the views lie; the mixture learns the first ones."""
+        """The loss of two views of each window, its parts, the views' geometry; the mixture learns the first ones."""
         config, generator, task, objective = self.config, self._generator, self._loss.config.task, self.objective
         own = batch_of(
             groups,
@@ -367,7 +366,7 @@ class Trainer:
         return total, parts, geometry(batch.anchors.detach(), batch.positives.detach())
 
     def _sample(self) -> list[WindowGroup]:
-        """A batch, as far as it is this rank's: each device, whatever its rank, has as many windows as another."""
+        """The part of a batch that this rank draws: each device, on any rank, contributes equally many windows."""
         counts = self._ranks.gather(torch.tensor([len(self.buffer.counts())]))[0].tolist()
         devices, end = sum(counts), sum(counts[: self._ranks.rank + 1])
         size, start, total = self.config.batch_for(devices), end - counts[self._ranks.rank], max(devices, 1)
@@ -375,7 +374,7 @@ class Trainer:
         return self.buffer.sample_batch(self._rng, share) if share else []
 
     def _warm_up(self) -> None:
-        """The first steps are shorter: the optimiser does not know the scale of the gradients yet."""
+        """Shorten the first steps, because the optimiser does not know the scale of the gradients yet."""
         share = min(1.0, (self.steps + 1) / max(self.config.warm_up_steps, 1))
         for group in self.optimizer.param_groups:
             group["lr"] = share * self.config.learning_rate

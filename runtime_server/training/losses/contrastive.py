@@ -18,12 +18,11 @@ def info_nce(
 ) -> Tensor:
     """Mean InfoNCE of unit `anchors` [n, d] and their `positives` [n, d]; a scalar.
 
-    An anchor's negatives are the other anchors' positives and its own virtual `negatives` [n, m, d].
-    `ignore` bool[n, n] takes pairs (anchor, other's positive) out of the negatives, for instance those
-    that are neighbours in time; its diagonal is not looked at. `matches` bool[n, n] names pairs that are
-    positive besides an anchor's own, for instance neighbours in time: the loss is then the mean over an
-    anchor's positives (the outer sum of Khosla et al. 2020) less the logarithm of their number, which is
-    what no embedding could take away. 0 when no negative is left and the positives are equally near.
+    An anchor's negatives are the other anchors' positives and its own virtual `negatives` [n, m, d]. `ignore` bool[n,
+    n] removes pairs (anchor, other's positive) from the negatives, such as neighbours in time; its diagonal is not
+    used. `matches` bool[n, n] names positive pairs besides an anchor's own, such as neighbours in time. The loss is
+    then the mean over an anchor's positives (the outer sum of Khosla et al. 2020), minus the logarithm of their number,
+    below which no embedding could get. 0 if no negative is left and the positives are equally near.
     """
     own = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
     wanted = own if matches is None else own | matches

@@ -34,7 +34,7 @@ SPREAD_TERMS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 
 @dataclass(frozen=True)
 class HybridConfig:
-    """Which terms, and how strong."""
+    """The terms of the loss, and their weights."""
 
     task: bool = True
     """Whether the task is part of the loss; without it the other terms remain, for ablation."""
@@ -43,24 +43,24 @@ class HybridConfig:
     lambda2: float = 0.01
     """Weight of the Dirichlet energy (affinity)."""
     spread: str | None = "sw"
-    """"sw", or an ablation in its place: "mse", "kl", "mmd", None."""
+    """"sw", or an ablation instead: "mse", "kl", "mmd", None."""
     laplacian: bool = True
     """Whether the Dirichlet energy is part of the loss."""
     temperature: float = TEMPERATURE
-    """Of the objectives that have one."""
+    """For objectives that have a temperature."""
     projections: int = PROJECTIONS
-    """Random directions of the sliced Wasserstein distance."""
+    """Number of random directions of the sliced Wasserstein distance."""
     neighbours: int = NEIGHBOURS
-    """Nearest windows in time that each window is joined to."""
+    """How many of the nearest windows in time each window is joined to."""
     horizon: int = HORIZON
-    """Window indices of a device that the graph reaches back."""
+    """How many window indices of a device the graph reaches back."""
     sigma: float | None = None
-    """Edge weights exp(-|t_i - t_j| / sigma), in windows; None for uniform ones."""
+    """Edge weights exp(-|t_i - t_j| / sigma), in windows; None for uniform weights."""
     seed: int = 0
-    """Of the random directions and uniform samples."""
+    """Seed of the random directions and uniform samples."""
 
     def __post_init__(self) -> None:
-        """Raise UsageError, naming the field, for a value the loss cannot be built with."""
+        """Raise UsageError, naming the field, for a value with which the loss cannot be built."""
         if self.spread is not None and self.spread not in SPREAD_TERMS:
             raise UsageError(f"spread: unknown term {self.spread!r}, choose one of {', '.join(SPREAD_TERMS)}")
         for name in ("lambda1", "lambda2"):
@@ -75,15 +75,14 @@ class HybridConfig:
 LOSSES = {"task": HybridConfig(spread=None, laplacian=False), "hybrid": HybridConfig(sigma=4.0)}
 """What the server can optimise: the task alone, or all three terms with the published weights.
 
-Where windows are missing the nearest can be far off in time: edges of the graph fade with the distance.
-"""
+If windows are missing, the nearest one can be far away in time: the graph's edge weights decay with the distance."""
 
 
 class HybridLoss:
-    """The objective of one training step. It draws from its own generator: same seed, same sequence."""
+    """The objective of one training step. It has its own generator: same seed, same sequence."""
 
     def __init__(self, config: HybridConfig | None = None, objective: Objective | None = None) -> None:
-        """`objective` is the task; without one, the default."""
+        """`objective` is the task; if not given, the default."""
         self.config = config or HybridConfig()
         self.objective = objective or OBJECTIVES[DEFAULT](
             (), width=0, temperature=self.config.temperature, seed=self.config.seed
@@ -104,11 +103,11 @@ class HybridLoss:
         windows: Tensor | None = None,
         chains: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss of `embeddings` [n, d], normalised here, and its parts before weighting ("total" is the sum).
+        """Loss of `embeddings` [n, d], which are normalised here, and its parts before weighting ("total" is the sum).
 
-        The task is the objective with `positives` [n, d], virtual `negatives` [n, m, d], `ignore` and `matches`
-        bool[n, n] (see `Views`), and nothing without positives. The graph needs `windows` and `chains` int64[n] (see
-        temporal_edges); without them the Dirichlet energy is left out. Raises UsageError for an empty batch.
+        The task is the objective with `positives` [n, d], virtual `negatives` [n, m, d], `ignore` and `matches` bool[n,
+        n] (see `Views`); without positives it is left out. The graph needs `windows` and `chains` int64[n] (see
+        `temporal_edges`); without them the Dirichlet energy is left out. Raises UsageError for an empty batch.
         """
         if embeddings.ndim != 2 or not len(embeddings):
             raise UsageError(f"loss: embeddings of shape {tuple(embeddings.shape)}, [n, d] with n >= 1 expected")

@@ -12,10 +12,10 @@ HORIZON = 100
 def temporal_edges(windows: Tensor, chains: Tensor, neighbours: int = NEIGHBOURS, horizon: int = HORIZON) -> Tensor:
     """Undirected edges int64[2, E] (i < j, each once, sorted) joining windows that are near in time.
 
-    `windows` int64[n] are window indices, with gaps; `chains` int64[n] number the sequence each belongs to
-    (one for each boot of each device; indices of different chains are not comparable). In each chain the
-    windows of the last `horizon` indices are joined to their `neighbours` nearest available ones,
-    whatever the gap; of two equally near the one that is first in the batch is taken.
+    `windows` int64[n] are window indices, with gaps; `chains` int64[n] number the sequence that each belongs to (one
+    for each boot of each device; indices of different chains are not comparable). In each chain, the windows of the
+    last `horizon` indices are joined to their `neighbours` nearest available ones, whatever the gap; of two equally
+    near windows, the one that comes first in the batch is used.
     """
     count = len(windows)
     if count < 2:

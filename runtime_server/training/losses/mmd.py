@@ -24,5 +24,5 @@ def mmd(first: Tensor, second: Tensor, sharpness: float = SHARPNESS) -> Tensor:
 
 
 def mmd_to_uniform(embeddings: Tensor, generator: torch.Generator) -> Tensor:
-    """MMD² of unit embeddings [n, d] to as many fresh uniform samples."""
+    """MMD² between unit embeddings [n, d] and as many fresh uniform samples."""
     return mmd(embeddings, uniform_on_sphere(len(embeddings), embeddings, generator))

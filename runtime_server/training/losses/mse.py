@@ -9,8 +9,8 @@ from torch import Tensor
 def mse_to_uniform(embeddings: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """`|mean|² + |second moment - I/d|²_F` of unit embeddings [n, d]; a scalar.
 
-    The uniform law on the sphere has mean 0 and second moment I/d. Nothing is drawn: `generator` is taken
-    so that every spread term is called alike.
+    The uniform law on the sphere has mean 0 and second moment I/d. Nothing is drawn: `generator` is accepted so that
+    every spread term has the same signature.
     """
     count, width = embeddings.shape
     moment = embeddings.T @ embeddings / count

@@ -11,11 +11,11 @@ from torch import Tensor
 from runtime_server.training.losses.uniform import uniform_on_sphere
 
 PROJECTIONS = 50
-_TINY = 1e-12  # below this squared distance the root's slope is infinite; the gradient is zero instead
+_TINY = 1e-12  # below this squared distance, the root's slope grows without bound; the gradient is zero instead
 
 
 def sliced_wasserstein(first: Tensor, second: Tensor, directions: Tensor) -> Tensor:
-    """Distance of two samples [n, d] over unit `directions` [M, d]; a scalar, differentiable in both.
+    """Distance between two samples [n, d] over unit `directions` [M, d]; a scalar, differentiable in both.
 
     The root of the mean, over directions and ranks, of the squared difference of sorted projections.
     """
@@ -26,6 +26,6 @@ def sliced_wasserstein(first: Tensor, second: Tensor, directions: Tensor) -> Ten
 def sliced_wasserstein_to_uniform(
     embeddings: Tensor, generator: torch.Generator, projections: int = PROJECTIONS
 ) -> Tensor:
-    """Distance of unit `embeddings` [n, d] to as many fresh uniform samples, over fresh directions."""
+    """Distance between unit `embeddings` [n, d] and as many fresh uniform samples, over fresh directions."""
     target = uniform_on_sphere(len(embeddings), embeddings, generator)
     return sliced_wasserstein(embeddings, target, uniform_on_sphere(projections, embeddings, generator))

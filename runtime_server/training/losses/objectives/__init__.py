@@ -1,10 +1,10 @@
-"""Contrastive objectives for two views of a window: `L_task` of the objective (docs/method.md, sections 5 and 11).
+"""Contrastive objectives for two views of a window: the term `L_task` of the loss (docs/method.md, sections 5 and 11).
 
     objective = OBJECTIVES["moco"](segments, width=128, temperature=0.1, seed=0)
     loss = objective(Views(anchors, positives))
     objective.after_step()
 
-Each is one module of the losses with the same few methods, so nothing else needs to know which one it is.
+Each is a module with the same few methods, so nothing else needs to know which one it is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Barlow Twins: the cross-correlation of both views' embeddings shall be the identity (Zbontar et al. 2021)."""
+"""Barlow Twins: pulls the cross-correlation of both views' embeddings to the identity (Zbontar et al. 2021)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ REDUNDANCY = 5e-3
 
 
 def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """[d, d]: the correlation, over the batch, of each coordinate of unit [n, d] with each of the other view's."""
-    scale = first.shape[1] ** 0.5  # to coordinates of variance 1, as those of a uniform batch then have
+    """[d, d]: the correlation over the batch of each coordinate of `first` [n, d] with each of `second` [n, d]."""
+    scale = first.shape[1] ** 0.5  # scale to coordinates of variance 1, as for a uniform batch
     return standardised(first * scale).T @ standardised(second * scale) / len(first)
 
 

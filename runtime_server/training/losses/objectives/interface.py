@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor, fx, nn
 
 NEARBY = 8
-"""Windows of one boot at most so far apart may hear the same thing: they are never negatives of each other."""
+"""Windows of one boot at most this far apart may hear the same thing: they are never each other's negatives."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Views:
     positives: Tensor
     """float32[n, d], of unit norm: the other view of the same window."""
     negatives: Tensor | None = None
-    """float32[n, m, d], virtual ones for each anchor."""
+    """float32[n, m, d], virtual negatives for each anchor."""
     ignore: Tensor | None = None
-    """bool[n, n], pairs of windows that may hear the same thing and are no negatives; the diagonal is not looked at."""
+    """bool[n, n], pairs of windows that may hear the same thing and are not negatives; the diagonal is not used."""
     matches: Tensor | None = None
-    """bool[n, n], pairs that hear the same thing, besides a window and itself."""
+    """bool[n, n], pairs of different windows that hear the same thing."""
     windows: Tensor | None = None
     """int64[n], window indices."""
     chains: Tensor | None = None
@@ -34,19 +34,19 @@ class Views:
 
 
 class Objective(nn.Module, ABC):
-    """Its parameters are trained, and its state dict is in the checkpoint.
+    """A loss whose parameters are trained, and whose state dict is part of the checkpoint.
 
     Args:
-        segments: of the encoder that is trained.
-        width: of the embeddings.
-        temperature: where the objective has one.
-        seed: of its first parameters.
+        segments: the segments of the trained encoder.
+        width: the width of the embeddings.
+        temperature: for objectives that have one.
+        seed: the seed of its initial parameters.
     """
 
     virtual_negatives: ClassVar[bool] = False
-    """Whether `Views.negatives` are wanted."""
+    """Whether the objective uses `Views.negatives`."""
     key_segments: Sequence[fx.GraphModule] | None = None
-    """What embeds the second view, without gradients; None: the segments that are trained."""
+    """The segments that embed the second view, without gradients; None: those that are trained."""
 
     def __init__(self, segments: Sequence[fx.GraphModule], *, width: int, temperature: float, seed: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, views: Views) -> Tensor:
-        """The loss of a batch, a scalar: from one window up, and with finite gradients when all are the same."""
+        """The loss of a batch of one or more windows, a scalar; gradients are finite if all embeddings are equal."""
 
     def after_step(self) -> None:
-        """Follow a step of the optimiser."""
+        """Called after each step of the optimiser."""

@@ -1,4 +1,4 @@
-"""MoCo v2: InfoNCE against a queue of keys, which a slowly moving copy of the encoder makes.
+"""MoCo v2: InfoNCE against a queue of keys, computed by a slowly moving copy of the encoder.
 
 He et al. 2020, and Chen, Fan, Girshick and He 2020.
 """
@@ -17,16 +17,16 @@ from runtime_server.training.losses.objectives.interface import NEARBY, Objectiv
 
 MOMENTUM = 0.99
 KEYS = 1024
-"""In the queue (ours): 32 batches of 32. The published 65 536 would hold each of a few thousand windows many times, by
-encoders of long ago."""
+"""Length of the queue (ours): 32 batches of 32. The published 65 536 would hold each of a few thousand windows many
+times, computed by long outdated encoders."""
 _VACANT = -1
 
 
 class MoCo(Objective):
-    """One way, as published: anchors are queries, positives are keys and have no gradient.
+    """One direction, as published: anchors are queries, positives are keys and have no gradient.
 
-    The momentum encoder is a copy of the blocks that are trained. Norm layers keep their statistics, so batches need
-    not be shuffled. The queue begins empty, and keys that are near an anchor in time are none of its negatives (ours).
+    The momentum encoder is a copy of the trained blocks. Norm layers do not update their statistics, so batches need no
+    shuffling. The queue starts empty, and keys that are near an anchor in time are not its negatives (ours).
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class MoCo(Objective):
         self._momentum = momentum
         trained = nn.ModuleList(segment for segment in segments if _is_trained(segment))
         self.encoder = copy_module(trained).requires_grad_(False)
-        # Pairs in a list: what is trained does not become a part of this module.
+        # Pairs in a list, so that the trained encoder does not become part of this module.
         self._pairs = list(zip(self.encoder.parameters(), trained.parameters(), strict=True))
         copies: Iterator[Any] = iter(self.encoder)
         self.key_segments = [next(copies) if _is_trained(segment) else segment for segment in segments]
@@ -55,7 +55,7 @@ class MoCo(Objective):
         self.register_buffer("chains", torch.full((keys,), _VACANT))
 
     def forward(self, views: Views) -> Tensor:
-        """InfoNCE of each anchor, its own key and the queue, which takes the keys afterwards.
+        """InfoNCE of each anchor against its own key and the queue, to which the keys are then added.
 
         Raises UsageError without `windows` and `chains`.
         """
@@ -73,7 +73,7 @@ class MoCo(Objective):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Move the momentum encoder towards what was trained."""
+        """Move the momentum encoder towards the trained one."""
         for copied, trained in self._pairs:
             copied.lerp_(trained, 1.0 - self._momentum)
 

@@ -9,7 +9,7 @@ from runtime_server.training.losses.objectives.interface import Objective, Views
 
 
 class Neighbours(Objective):
-    """`info_nce`, one way: what a batch of few devices can feed, at whatever cuts its windows came in."""
+    """`info_nce`, one direction: works for batches from few devices, whatever cuts the windows came in at."""
 
     def forward(self, views: Views) -> Tensor:
         """InfoNCE of the anchors."""

@@ -11,8 +11,8 @@ from runtime_server.training.losses.objectives.interface import Objective, Views
 def nt_xent(first: Tensor, second: Tensor, temperature: float, ignore: Tensor | None = None) -> Tensor:
     """Mean NT-Xent of unit views [n, d] and [n, d] over all 2n of them; a scalar.
 
-    The candidates of a view are all others but itself. `ignore` bool[n, n] takes pairs of windows out of the
-    negatives (ours): both views of either.
+    The candidates for a view are all other views. `ignore` bool[n, n] removes pairs of windows from the negatives
+    (ours), for both views of either window.
     """
     count = len(first)
     views = torch.cat([first, second])
@@ -25,7 +25,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, ignore: Tensor | 
 
 
 class SimCLR(Objective):
-    """NT-Xent; windows that are near in time are no negatives."""
+    """NT-Xent; windows that are near in time are not negatives."""
 
     def forward(self, views: Views) -> Tensor:
         """NT-Xent of both views."""

@@ -1,4 +1,4 @@
-"""SimSiam: one view's prediction shall be the other view, which has no gradient (Chen and He 2021)."""
+"""SimSiam: predicts one view from the other, which has no gradient (Chen and He 2021)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from runtime_server.training.losses.objectives.standardised import standardised
 
 
 def negative_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Mean of `-cos` of [n, d] and [n, d]; no gradient flows into the targets."""
+    """Mean of `-cos` between [n, d] and [n, d]; no gradient flows into the targets."""
     return -nn.functional.cosine_similarity(predictions, targets.detach(), dim=1).mean()
 
 
 class Predictor(nn.Module):
-    """A bottleneck of a quarter of the width: linear, batch norm, ReLU, linear."""
+    """A bottleneck with a quarter of the width: linear, batch norm, ReLU, linear."""
 
     def __init__(self, width: int, seed: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class SimSiam(Objective):
         self.predictor = Predictor(width, seed)
 
     def forward(self, views: Views) -> Tensor:
-        """Mean of both ways."""
+        """The mean of both directions."""
         first, second = views.anchors, views.positives
         one, other = self.predictor(first), self.predictor(second)
         return 0.5 * (negative_cosine(one, second) + negative_cosine(other, first))
