@@ -1,6 +1,6 @@
 """Audio encoders as plain torch modules: waveform in, unit-norm embedding out, front end included.
 
-`ssc encoder new` makes the encoders by name; these are the parts for your own encoder.
+`ssc encoder new` makes the encoders by name; these are the parts for building your own.
 """
 
 from streamsplit_models.encoder import Encoder, GlobalAveragePool, GlobalMaxPool, Normalize, input_norm

@@ -1,11 +1,11 @@
-"""Encoders of the `transformers` library, each with its own front end in the graph.
+"""Encoders from the `transformers` library, each with its own front end in the graph.
 
     encoder = ast(directory="ast-finetuned-audioset")     # or no directory: a small fresh model
     encoder(waveform)                                     # (batch, samples) -> (batch, embedding_dim)
 
 A directory is one that `save_pretrained` wrote or that was downloaded: `config.json`, safetensors weights
-and, if there, `preprocessor_config.json`. Nothing is fetched and nothing is unpickled. Without a directory
-the other arguments are fields of the library's configuration class, over a small default.
+and, if present, `preprocessor_config.json`. Nothing is fetched and nothing is unpickled. Without a directory,
+the other arguments set fields of the library's configuration class, on top of a small default.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from streamsplit_models.initialise import settle_on_synthetic
 from streamsplit_models.library import build, preprocessor
 from streamsplit_models.log_mel import LogMel
 
-# Small defaults, for trying things out; the library's own are the published sizes.
+# Small defaults for trying things out; the library's own defaults are the published sizes.
 SMALL_AST = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
 SMALL_CLAP = {
     "spec_size": 128,
@@ -45,7 +45,7 @@ SMALL_WAV2VEC2 = {
 
 
 class ASTEncoder(Encoder):
-    """Audio Spectrogram Transformer: mean of its two class tokens, to unit norm."""
+    """Audio Spectrogram Transformer: the mean of its two class tokens, scaled to unit norm."""
 
     def __init__(self, model: nn.Module, front_end: FrontEnd) -> None:
         config: Any = model.config
@@ -75,9 +75,9 @@ class RepeatPad(nn.Module):
 
 
 class CLAPEncoder(Encoder):
-    """CLAP's audio tower and projection, the vector that is compared with text, to unit norm.
+    """CLAP's audio tower and projection: the vector that is compared with text, scaled to unit norm.
 
-    A `fused` checkpoint merges several crops of clips longer than its input; a window never is longer, so the
+    A `fused` checkpoint merges several crops of a clip longer than its input. A window is never longer, so the
     merging is left out and the result is the same.
     """
 
@@ -108,7 +108,7 @@ class MeanOverTime(nn.Module):
 
 
 class Wav2Vec2Encoder(Encoder):
-    """wav2vec 2.0: last hidden states, averaged over time, to unit norm."""
+    """wav2vec 2.0: the last hidden states, averaged over time and scaled to unit norm."""
 
     def __init__(self, model: nn.Module, front_end: Waveform, standardize: bool) -> None:
         config: Any = model.config
@@ -133,10 +133,10 @@ def ast(
     seed: int = 0,
     **fields: Any,
 ) -> ASTEncoder:
-    """Audio Spectrogram Transformer from `directory`, or fresh from fields of `ASTConfig` over `SMALL_AST`.
+    """Audio Spectrogram Transformer from `directory`, or untrained, with `fields` of `ASTConfig` over `SMALL_AST`.
 
-    Without a directory the model is made for the window's number of frames unless `max_length` says
-    otherwise. Raises ImportError without `transformers`, ValueError for what cannot work.
+    Without a directory the model fits the window's number of frames unless `max_length` says otherwise.
+    Raises ImportError without `transformers`, ValueError for settings that cannot work.
     """
     said = preprocessor(directory)
     mean, std = said.get("mean", -4.2677393), said.get("std", 4.5689974)
@@ -160,10 +160,10 @@ def clap(
     seed: int = 0,
     **fields: Any,
 ) -> CLAPEncoder:
-    """CLAP's audio encoder from `directory`, or fresh from fields of `ClapAudioConfig` over `SMALL_CLAP`.
+    """CLAP's audio encoder from `directory`, or untrained, with `fields` of `ClapAudioConfig` over `SMALL_CLAP`.
 
-    A window shorter than the clip CLAP expects is repeated, then padded, as the library does. Raises
-    ImportError without `transformers`, ValueError for what cannot work.
+    A window shorter than CLAP's clip is repeated, then padded, as the library does. Raises ImportError without
+    `transformers`, ValueError for settings that cannot work.
     """
     said = preprocessor(directory)
     fused = said.get("truncation") == "fusion"
@@ -196,9 +196,9 @@ def wav2vec2(
     seed: int = 0,
     **fields: Any,
 ) -> Wav2Vec2Encoder:
-    """wav2vec 2.0 from `directory`, or fresh from fields of `Wav2Vec2Config` over `SMALL_WAV2VEC2`.
+    """wav2vec 2.0 from `directory`, or untrained, with `fields` of `Wav2Vec2Config` over `SMALL_WAV2VEC2`.
 
-    Raises ImportError without `transformers`, ValueError for what cannot work.
+    Raises ImportError without `transformers`, ValueError for settings that cannot work.
     """
     said = preprocessor(directory)
     config = Waveform(**_window(said, 16_000, window_seconds, hop_seconds))
@@ -218,7 +218,7 @@ def _window(said: dict[str, Any], default_rate: int, window_seconds: float, hop_
 
 
 def _clip_samples(model: Any, config: FrontEnd, said: dict[str, Any]) -> int:
-    """Samples CLAP expects: whole seconds, and no more frames than its image is wide."""
+    """Number of samples CLAP expects: whole seconds, and no more frames than its image is wide."""
     width = model.config.spec_size * (model.config.spec_size // model.config.num_mel_bins)
     longest = (width - 1) * config.hop_length // config.sample_rate
     clip = int(said.get("max_length_s", longest)) * config.sample_rate

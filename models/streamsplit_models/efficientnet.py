@@ -1,8 +1,8 @@
 """EfficientNet-B0 on the log-mel image, COLA's encoder (Tan and Le 2019; Saeed et al. 2021).
 
 COLA max-pools B0's 1280 channels over the image and projects them linearly to 512; its pre-training then
-adds layer norm and tanh under a bilinear similarity. Here the linear projection scaled to unit norm is the
-embedding, which is COLA's own form for its dot-product similarity.
+adds layer norm and tanh under a bilinear similarity. Here the embedding is the linear projection scaled to
+unit norm, which is COLA's own form for its dot-product similarity.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class EfficientNetB0Encoder(Encoder):
 
 
 def _excite(block: BlockSpec) -> nn.Module:
-    # Unlike MobileNetV3, the squeeze is a quarter of the channels that enter the block.
+    # Unlike in MobileNetV3, the squeeze width is a quarter of the channels that enter the block.
     return SqueezeExcite(block.expanded, max(1, block.channels_in // 4), nn.SiLU, nn.Sigmoid)
 
 

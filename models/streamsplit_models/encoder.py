@@ -12,8 +12,8 @@ MAX_EMBEDDING_DIM = 8192
 class Encoder(nn.Module):
     """Waveform (batch, window_samples) float32 in [-1, 1] -> unit-norm embedding (batch, embedding_dim).
 
-    Each stage of an encoder is a module of its own, since cuts are named after module paths; `stages` lists
-    their names in order. Raises ValueError for an `embedding_dim` that is no size.
+    Each stage of an encoder is a module of its own, because cuts are named after module paths; `stages` lists
+    their names in order. Raises ValueError if `embedding_dim` is not a valid size.
     """
 
     stages: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
 
 
 def input_norm() -> nn.BatchNorm2d:
-    """Bring any front end's image to unit scale: one channel, so one mean and one deviation."""
+    """Bring any front end's image to unit scale: one channel, hence one mean and one deviation."""
     return nn.BatchNorm2d(1, affine=False)
 
 
@@ -55,7 +55,7 @@ class GlobalAveragePool(nn.Module):
     """(batch, channels, mels, frames) -> (batch, channels), mean over mels and frames."""
 
     def forward(self, image: Tensor) -> Tensor:
-        """Average the two last axes."""
+        """Average the last two axes."""
         return image.mean(dim=(2, 3))
 
 
@@ -63,7 +63,7 @@ class GlobalMaxPool(nn.Module):
     """(batch, channels, mels, frames) -> (batch, channels), maximum over mels and frames."""
 
     def forward(self, image: Tensor) -> Tensor:
-        """Largest over the two last axes."""
+        """Maximum over the last two axes."""
         return image.amax(dim=(2, 3))
 
 

@@ -3,10 +3,10 @@
     features = clap((1, 1001, 64), sampling_rate=48_000, ...)    # an encoder's input, without the batch axis
     features(waveform)                                           # (batch, samples) -> (batch, 1, 1001, 64) float32
 
-The first argument is the shape of the encoder's input, None where it is not known. Settings are called as in
-`preprocessor_config.json`; sizes that are None are the encoder's, or the library's defaults. The window is the clip
-that fills the input; `front_end` describes it. All raise ValueError, naming the setting, for what cannot work or does
-not fit the shape. Nothing is trained and nothing is in a state_dict.
+The first argument is the shape of the encoder's input, None if it is unknown. Settings have the names used in
+`preprocessor_config.json`; a size of None means the encoder's, or else the library's default. The window is the clip
+that fills the input; `front_end` describes it. All raise ValueError, naming the setting, for values that cannot work
+or do not fit the shape. Nothing is trained and nothing is in a state_dict.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from streamsplit_models.front_end import PRESETS, FrontEnd, Waveform
 from streamsplit_models.log_mel import LogMel
 
 _WHISPER_DECADES = 8.0
-"""Range of Whisper's log-mel below the loudest value of a window."""
+"""How far Whisper's log-mel may lie below the loudest value of a window."""
 
 
 class ASTFrames(nn.Module):
-    """Cut or pad a log-mel image to AST's number of frames, time first; padding is a log-mel of zero."""
+    """Crop or pad a log-mel image to AST's number of frames, time first; padding is a log-mel of zero."""
 
     def __init__(self, frames: int, padding: float) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Standardize(nn.Module):
 
 
 class LogMelFeatures(nn.Module):
-    """What begins with the log-mel of a front end."""
+    """Base of the features that start from a front end's log-mel image."""
 
     def __init__(self, front_end: FrontEnd) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class LogMelFeatures(nn.Module):
 
 
 class ASTFeatures(LogMelFeatures):
-    """What `ASTFeatureExtractor` makes."""
+    """The features that `ASTFeatureExtractor` computes."""
 
     def __init__(self, front_end: FrontEnd, frames: int) -> None:
         super().__init__(front_end)
@@ -72,7 +72,7 @@ class ASTFeatures(LogMelFeatures):
 
 
 class CLAPFeatures(LogMelFeatures):
-    """The features that `ClapFeatureExtractor` makes of a clip of full length for a model without fusion."""
+    """The features that `ClapFeatureExtractor` computes from a full-length clip for a model without fusion."""
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(batch, window_samples) -> (batch, 1, frames, mels)."""
@@ -81,7 +81,7 @@ class CLAPFeatures(LogMelFeatures):
 
 
 class WhisperFeatures(LogMelFeatures):
-    """What `WhisperFeatureExtractor` makes."""
+    """The features that `WhisperFeatureExtractor` computes."""
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(batch, window_samples) -> (batch, mels, frames), without the frame centred on the window's end."""
@@ -91,7 +91,7 @@ class WhisperFeatures(LogMelFeatures):
 
 
 class WaveformFeatures(nn.Module):
-    """What `Wav2Vec2FeatureExtractor` makes."""
+    """The features that `Wav2Vec2FeatureExtractor` computes."""
 
     def __init__(self, front_end: Waveform, standardize: bool) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class WaveformFeatures(nn.Module):
 
 
 def ast_front_end(mean: float, std: float, **fields: Any) -> FrontEnd:
-    """Kaldi's filter bank with this mean and twice this deviation taken out of it."""
+    """Kaldi's filter bank, standardised: minus `mean`, divided by twice `std`."""
     return dataclasses.replace(PRESETS["ast"], scale=0.5 / std, offset=-0.5 * mean / std, **fields)
 
 
@@ -119,7 +119,7 @@ def ast(
     mean: float,
     std: float,
 ) -> ASTFeatures:
-    """AST's front end for an encoder of (frames, mels); frames that a window has too few are padding."""
+    """AST's front end for an encoder of (frames, mels); a window with too few frames is padded."""
     taken_frames, taken_mels = _axes(shape, "frames", "mels")
     frames = _size("max_length", max_length, taken_frames, 1024)
     fields = _window(sampling_rate, frames * PRESETS["ast"].hop_length)
@@ -179,7 +179,7 @@ def whisper(
 
 
 def wav2vec2(shape: Sequence[int] | None, *, sampling_rate: int, do_normalize: bool) -> WaveformFeatures:
-    """wav2vec 2.0's front end for an encoder of (samples,); a second where they are not known."""
+    """wav2vec 2.0's front end for an encoder of (samples,); one second if the number of samples is unknown."""
     (samples,) = _axes(shape, "samples")
     return WaveformFeatures(
         Waveform(**_window(sampling_rate, sampling_rate if samples is None else samples)), do_normalize
@@ -187,7 +187,7 @@ def wav2vec2(shape: Sequence[int] | None, *, sampling_rate: int, do_normalize: b
 
 
 def _axes(shape: Sequence[int] | None, *names: str) -> Sequence[int | None]:
-    """The sizes that an encoder takes, by axis; None where its shape is not known."""
+    """The sizes of the encoder's input, by axis; all None if its shape is unknown."""
     if shape is None:
         return [None] * len(names)
     if len(shape) != len(names):
@@ -197,7 +197,7 @@ def _axes(shape: Sequence[int] | None, *names: str) -> Sequence[int | None]:
 
 
 def _size(name: str, said: int | None, taken: int | None, default: int) -> int:
-    """A size as the settings or the encoder have it."""
+    """A size from the settings, else from the encoder, else the default."""
     if said is not None and taken is not None and said != taken:
         raise ValueError(f"{name} is {said}, the encoder takes {taken}")
     return next(size for size in (said, taken, default) if size is not None)
@@ -206,7 +206,7 @@ def _size(name: str, said: int | None, taken: int | None, default: int) -> int:
 def _clip(
     name: str, seconds: int | None, default: int, sample_rate: int, hop: int, further: int, taken: int | None
 ) -> int:
-    """Samples of the clip that makes an encoder's frames, of which `further` are centred behind its last whole hop."""
+    """Samples of the clip that fills an encoder's frames; `further` of them are centred beyond its last whole hop."""
     if seconds is None and taken is not None:
         return (taken - further) * hop
     samples = (seconds or default) * sample_rate

@@ -1,4 +1,4 @@
-"""The fixed matrices of the log-mel front end, in float64: windowed DFT, whole or as two, and mel filter bank."""
+"""The fixed matrices of the log-mel front end, in float64: windowed DFT (in one step or two) and mel filter bank."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def dft_kernel(
 
 
 _SMALLEST = 128
-"""A DFT of fewer values is one product: there is nothing to gain."""
+"""A DFT of fewer values is a single product: splitting it would gain nothing."""
 
 
 def factors(n_fft: int, win_length: int) -> tuple[int, int] | None:
-    """(outer, inner) with outer * inner = n_fft; None where they save less than half of a dense product's work."""
+    """(outer, inner) with outer * inner = n_fft; None if they save less than half of a dense product's work."""
     outer = next(length for length in range(math.isqrt(n_fft - 1) + 1, n_fft + 1) if n_fft % length == 0)
     half, inner = outer // 2 + 1, n_fft // outer
     work = 2 * half * win_length + half * (2 * inner) ** 2
@@ -55,30 +55,30 @@ def factors(n_fft: int, win_length: int) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class ShortTransforms:
-    """One DFT of outer * inner values as two short ones, of frames that `window` is the weight of.
+    """One DFT of outer * inner values, done as two short ones, on frames weighted by `window`.
 
-    Sample n = inner * q + j of a frame and bin k = p + outer * r meet in exp(-2 pi i n k / n_fft), which is
+    Sample n = inner * q + j of a frame contributes to bin k = p + outer * r with exp(-2 pi i n k / n_fft), which is
 
         exp(-2 pi i q p / outer) * exp(-2 pi i j k / n_fft)
 
-    so the first transform goes over q, in each residue j by itself, the second over j, with a matrix for each p. The
-    input is real: bins beyond the half are those before it, mirrored, so half of the p are enough.
+    so the first transform runs over q, separately for each residue j, and the second over j, with a matrix for each p.
+    The input is real: bins in the upper half mirror those in the lower half, so half of the p are enough.
     """
 
     outer: int
     inner: int
     window: FloatArray
     last_bin: int
-    """The highest bin that is wanted."""
+    """The highest bin that is needed."""
 
     @property
     def half(self) -> int:
-        """How many p there are."""
+        """How many values of p are computed."""
         return self.outer // 2 + 1
 
     @property
     def taps(self) -> int:
-        """How many q a frame has; those behind it are zero."""
+        """How many values of q a frame has; beyond them the frame is zero."""
         return -(-len(self.window) // self.inner)
 
     @property
@@ -88,11 +88,11 @@ class ShortTransforms:
         return padded.reshape(self.taps, 1, self.inner)
 
     def run(self, hop_length: int) -> int:
-        """How many neighbouring samples always stay together where frames are cut."""
+        """How many neighbouring samples always stay together when frames are cut."""
         return math.gcd(hop_length, self.inner)
 
     def places(self, frames: int, hop_length: int) -> npt.NDArray[np.int32]:
-        """Which runs of the signal the frames are made of, in the order (taps, frames, inner // run)."""
+        """Which runs of the signal make up the frames, in the order (taps, frames, inner // run)."""
         run = self.run(hop_length)
         starts = self.inner * np.arange(self.taps)[:, None, None] + hop_length * np.arange(frames)[:, None]
         return ((starts + run * np.arange(self.inner // run)) // run).astype(np.int32).reshape(-1)
@@ -116,7 +116,7 @@ class ShortTransforms:
 
     @cached_property
     def order(self) -> npt.NDArray[np.int64]:
-        """The r that are wanted, those next to each other that look at neighbouring bins."""
+        """The values of r that are needed, ordered so that those producing neighbouring bins are adjacent."""
         mirrored = self.inner - 1 - np.arange(self.inner)
         rank = np.minimum(np.arange(self.inner), mirrored)
         order = np.argsort(rank, kind="stable")
@@ -124,7 +124,7 @@ class ShortTransforms:
 
     @property
     def bins(self) -> npt.NDArray[np.int64]:
-        """Which bin each value of the spectrum is: (len(order) * half,); -1 for one that is there already."""
+        """The bin of each value of the spectrum: (len(order) * half,); -1 for a duplicate."""
         size = self.outer * self.inner
         found = (self.outer * self.order[:, None] + np.arange(self.half)).reshape(-1)
         found = np.minimum(found, size - found)
@@ -144,7 +144,7 @@ def mel_filters(
 ) -> FloatArray:
     """Triangular filters between `f_min` and `f_max` Hz: (n_mels bands, n_fft // 2 + 1 bins).
 
-    `scale`: `htk` and `slaney` triangles are straight in Hz, `kaldi` ones in (HTK) mel. `norm`: `none` for
+    `scale`: `htk` and `slaney` triangles are straight in Hz, those of `kaldi` in (HTK) mel. `norm`: `none` for
     unit height, `slaney` for unit area in Hz.
     """
     axis = np.arange(n_fft // 2 + 1) * sample_rate / n_fft

@@ -49,7 +49,7 @@ def _require_whole(config: object, *names: str) -> None:
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """What turns a waveform into a log-mel image; every field is plain data, so it travels as JSON.
+    """The settings of a log-mel front end; every field is plain data, so it travels as JSON.
 
     The defaults are those of docs/method.md, section 1. Raises ValueError, naming the field, for impossible values.
     """
@@ -79,7 +79,7 @@ class FrontEnd:
     log: Literal["floor", "offset"] = "floor"
     """`floor`: ln(max(x, eps)); `offset`: ln(x + eps)."""
     eps: float = 1e-6
-    """Smallest value (`floor`) or added value (`offset`) under the logarithm."""
+    """The smallest value (`floor`) or the added value (`offset`) under the logarithm."""
     center: bool = False
     """Pad by reflection so that frame t is centred on sample t * hop_length, as torch.stft and librosa do."""
     # Slaney's scale is linear below 1 kHz; 128 HTK bands over 257 bins would leave bands without any bin.
@@ -95,7 +95,7 @@ class FrontEnd:
     preemphasis_on: Literal["waveform", "frame"] = "waveform"
     """`waveform`: before framing, leaving one sample fewer; `frame`: inside each frame (Kaldi)."""
     remove_dc: bool = False
-    """Subtract each frame's mean before anything else is done to the frame (Kaldi)."""
+    """Subtract each frame's mean before anything else is done to it (Kaldi)."""
     scale: float = 1.0
     """Multiplies the logarithm."""
     offset: float = 0.0
@@ -125,7 +125,7 @@ class FrontEnd:
 
     @property
     def signal_samples(self) -> int:
-        """Samples that are framed: one fewer than the raised window after pre-emphasis of the waveform."""
+        """Samples that are framed: after pre-emphasis of the waveform, one fewer than the raised window."""
         return self.window_samples * self.upsample - int(self.preemphasis != 0 and self.preemphasis_on == "waveform")
 
     @property
@@ -139,7 +139,7 @@ class FrontEnd:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> FrontEnd:
-        """Build from fields over a base: the preset named by the field `preset`, or the paper's.
+        """Build from fields over a base: the preset named by the field `preset`, or `paper` without one.
 
         Raises ValueError naming an unknown preset or field, or a value that cannot work.
         """
@@ -153,7 +153,7 @@ class FrontEnd:
 
 @dataclass(frozen=True)
 class Waveform:
-    """The front end of an encoder that takes the samples as they are."""
+    """The front end of an encoder that takes the samples unchanged."""
 
     sample_rate: int = 16_000
     """Hz of the waveform, mono float32 in [-1, 1]."""
@@ -163,7 +163,7 @@ class Waveform:
     """Samples between the starts of two analysis windows of a stream."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be."""
+        """Refuse impossible sizes."""
         _require_whole(self, "sample_rate", "window_samples", "hop_samples")
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,7 +175,7 @@ _DECIBEL = 10 / math.log(10)
 
 PRESETS: dict[str, FrontEnd] = {
     "paper": FrontEnd(),
-    # COLA also scales a whole clip to unit L2 norm before this; that is the source's business.
+    # COLA also scales a whole clip to unit L2 norm before this; here that is left to the source.
     "cola": FrontEnd(
         n_fft=1024, n_mels=64, f_min=60.0, f_max=7_800.0, power=1.0, eps=1e-5, mel_scale="kaldi"
     ),
@@ -204,7 +204,7 @@ PRESETS: dict[str, FrontEnd] = {
         f_min=20.0, eps=2.0**-23, mel_scale="kaldi", window="symmetric", preemphasis=0.97,
         preemphasis_on="frame", remove_dc=True, scale=0.5 / 4.5689974, offset=0.5 * 4.2677393 / 4.5689974,
     ),
-    # Common logarithms; what Whisper does with a window's loudest value is not in here.
+    # Common logarithms; Whisper's clamp relative to a window's loudest value is not included.
     "whisper": FrontEnd(
         window_samples=480_000, hop_samples=240_000, n_fft=400, n_mels=80, f_min=0.0, eps=1e-10, center=True,
         mel_norm="slaney", scale=1 / math.log(10),
@@ -215,7 +215,7 @@ PRESETS: dict[str, FrontEnd] = {
 def resolve_front_end(spec: str | Mapping[str, Any] | FrontEnd) -> FrontEnd:
     """Resolve a preset's name, a mapping of fields (see `FrontEnd.from_dict`) or a FrontEnd.
 
-    Raises ValueError for a name that is no preset and for whatever `FrontEnd.from_dict` refuses.
+    Raises ValueError for an unknown preset and for whatever `FrontEnd.from_dict` refuses.
     """
     if isinstance(spec, FrontEnd):
         return spec

@@ -45,7 +45,7 @@ def settle_on_synthetic(encoder: Encoder, seed: int) -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums are split differently among threads, so their last bits depend on how many there are."""
+    """Run on one thread: threads split sums differently, so the last bits depend on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -67,13 +67,13 @@ def he_initialise(module: nn.Module, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def settle(encoder: Encoder, sounds: Tensor) -> None:
-    """Set running statistics, and adjust `encoder.projection` if any, on sounds (batch, window_samples)."""
+    """Set running statistics on sounds (batch, window_samples), and adjust `encoder.projection` if there is one."""
     norms = [layer for layer in encoder.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [layer.momentum for layer in norms]
     encoder.eval()
     for layer in norms:
         layer.reset_running_stats()
-        layer.momentum = None  # a plain average, which after one pass is that pass
+        layer.momentum = None  # a plain average: after one pass, the statistics of that pass
         layer.train()
     encoder(sounds)
     encoder.eval()
@@ -88,9 +88,9 @@ def settle(encoder: Encoder, sounds: Tensor) -> None:
 
 
 def _spread(projection: nn.Linear, pooled: Tensor) -> None:
-    """Take the mean of pooled (sounds, features) out of the projection and shrink its strongest directions.
+    """Remove the mean of pooled (sounds, features) from the projection and shrink its strongest directions.
 
-    Loudness and tilt alone would otherwise rule every cosine; this is ridge-regularised whitening.
+    Otherwise loudness and spectral tilt alone would dominate every cosine; this is ridge-regularised whitening.
     """
     mean = pooled.double().mean(dim=0)
     _, singular, directions = torch.linalg.svd(pooled.double() - mean, full_matrices=False)
@@ -105,9 +105,9 @@ def _spread(projection: nn.Linear, pooled: Tensor) -> None:
 def synthetic_sounds(count: int, sample_rate: int, samples: int, generator: torch.Generator) -> Tensor:
     """Sounds of four kinds in turn, at -40 to 0 dBFS peak: (count, samples) float32.
 
-    Noise with a random spectral tilt, harmonic tones, chirps and click trains, each over a faint noise floor; every
-    eighth is digital silence, which padded recordings are full of and which would otherwise lie so far outside the
-    statistics that a deep network blows it up.
+    Noise with a random spectral tilt, harmonic tones, chirps and click trains, each over a faint noise floor. Every
+    eighth is digital silence: padded recordings are full of it, and without it in the statistics a deep network would
+    blow it up.
     """
     time = torch.arange(samples) / sample_rate
     kinds = (_noise, _tone, _chirp, _clicks)

@@ -61,7 +61,7 @@ def read_json(directory: str, name: str) -> dict[str, Any]:
 
 
 def preprocessor(directory: str | None) -> dict[str, Any]:
-    """What `preprocessor_config.json` says; empty if there is no directory or no such file."""
+    """The contents of `preprocessor_config.json`; empty if there is no directory or no such file."""
     name = "preprocessor_config.json"
     if directory is None or not (Path(directory) / name).exists():
         return {}
@@ -74,9 +74,9 @@ def preprocessor(directory: str | None) -> dict[str, Any]:
 
 
 def _classes(*names: str) -> list[Any]:
-    """Classes of the library, which imports what they need when they are asked for."""
+    """Classes of the library, which imports their dependencies on first use."""
     disabled = logging.root.manager.disable
-    # It also imports a quantisation library that warns about its own kernels and of what torch deprecates in it.
+    # It also imports a quantisation library that warns about its own kernels and about deprecations in torch.
     logging.disable(logging.WARNING)
     try:
         library = importlib.import_module("transformers")

@@ -3,9 +3,9 @@
     log_mel = LogMel(PRESETS["paper"])
     image = log_mel(waveform)        # (batch, samples) float32 -> (batch, 1, mels, frames) float32
 
-The DFT of a frame is two short ones, each a product with fixed matrices, and the mel filter bank is a few products,
-each over the bins that its bands look at: ordinary layers that every runtime has, computed by the same arithmetic in
-training and wherever else the graph runs.
+The DFT of a frame is computed as two short ones, each a product with fixed matrices. The mel filter bank is a few
+products, each over only the bins that its bands cover. These are ordinary layers that every runtime has, so the
+arithmetic is the same in training and wherever else the graph runs.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from streamsplit_models.front_end import FrontEnd
 from streamsplit_models.upsample import Upsample
 
 _GROUPS = 4
-"""Of bands, each a product of its own: measured, with fewer there is more arithmetic, more cost as many calls."""
+"""Groups of bands, one product each. By measurement, fewer cost more arithmetic and more cost as many calls."""
 _MAX_TAPS = 100
 
 
 class LogMel(nn.Module):
     """Log-mel image of a waveform by fixed matrices; no parameters, nothing in the state_dict.
 
-    Where `n_fft` has no factors that pay, its DFT is one product with a dense matrix. Raises ValueError if no band has
-    a bin of the DFT in it.
+    If `n_fft` has no worthwhile factors, the DFT is one product with a dense matrix. Raises ValueError if no band
+    contains a bin of the DFT.
     """
 
     dft: Tensor
@@ -82,7 +82,7 @@ class LogMel(nn.Module):
         return image + config.offset if config.offset else image
 
     def _add_short(self, short: ShortTransforms) -> npt.NDArray[np.int64]:
-        """The matrices of two short transforms; returns which bin each value of the spectrum is, -1 for none."""
+        """Add the matrices of two short transforms; returns the bin of each spectrum value, -1 for duplicates."""
         c = self.config
         self.short = short
         self.register_buffer("places", torch.from_numpy(short.places(c.frames, c.hop_length)), persistent=False)
@@ -92,7 +92,7 @@ class LogMel(nn.Module):
         return short.bins
 
     def _add_dense(self, used: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The matrix of one long transform, of the bins that are used, which are returned."""
+        """Add the matrix of one long transform for the bins in `used`; returns `used`."""
         c = self.config
         per_frame = c.preemphasis if c.preemphasis_on == "frame" else 0.0
         kernel = dft_kernel(c.n_fft, c.win_length, c.window, per_frame, c.remove_dc)[:, used]
@@ -100,7 +100,7 @@ class LogMel(nn.Module):
         return used
 
     def _add_bands(self, bank: npt.NDArray[np.float64]) -> list[tuple[int, int]]:
-        """Groups of neighbouring bands, each with the span of the spectrum that it looks at."""
+        """Add one matrix for each group of neighbouring bands; returns the span of the spectrum that each covers."""
         spans = []
         for group, rows in enumerate(np.array_split(bank, min(_GROUPS, len(bank)))):
             used = np.flatnonzero(rows.any(axis=0))
@@ -119,7 +119,7 @@ class LogMel(nn.Module):
         emphasis = c.preemphasis if c.preemphasis_on == "frame" else 0.0
         emphasised = signal
         if emphasis:
-            # The first sample of a frame would be another one, but the window is 0 there.
+            # The first sample of a frame would differ, but the window is 0 there.
             emphasised = torch.cat([signal[:, :1], signal[:, 1:] - emphasis * signal[:, :-1]], dim=1)
         cut = self._cut(emphasised, frames, short)
         if c.remove_dc:
@@ -148,8 +148,8 @@ class LogMel(nn.Module):
     def _dense_power(self, signal: Tensor) -> Tensor:
         """Power spectrum (batch, bins, frames) of a signal (batch, samples), by one long transform.
 
-        The sum over a frame is made of partial sums short enough that every runtime adds them up in the same order:
-        a loud tone otherwise leaves different rounding in the quiet bins, which the logarithm shows.
+        The sum over a frame is built from partial sums, short enough that every runtime adds them in the same order.
+        Otherwise a loud tone leaves different rounding errors in the quiet bins, which the logarithm makes visible.
         """
         config, signal = self.config, signal.unsqueeze(1)
         span = (signal.shape[2] - config.win_length) // config.hop_length * config.hop_length
@@ -172,7 +172,7 @@ class LogMel(nn.Module):
         return groups[0] if len(groups) == 1 else torch.cat(groups, dim=1)
 
     def _reflect(self, signal: Tensor) -> Tensor:
-        """Centre frame t on sample t * hop_length; flips, since runtimes gather for a reflecting pad."""
+        """Centre frame t on sample t * hop_length; by flips, as runtimes implement a reflecting pad as a gather."""
         left = self.config.n_fft // 2 - (self.config.n_fft - self.config.win_length) // 2
         right = self.config.win_length - left
         before, after = signal[:, 1 : left + 1], signal[:, -right - 1 : -1]

@@ -3,9 +3,9 @@
     encoder = mn(width_mult=0.4)
     encoder.load_state_dict(torch.load("mn04_as_mAP_432.pt", weights_only=True))
 
-The front end is EfficientAT's own and in the graph. The embedding is the mean-pooled vector before the
+The front end is EfficientAT's own and part of the graph. The embedding is the mean-pooled vector before the
 classifier (384 wide at width 0.4), scaled to unit norm; the classifier of a published checkpoint is dropped. With
-`hidden` its first layer is kept, so that the second one is a linear map of the embedding.
+`hidden` its first layer is kept, so that its second layer is a linear map of the embedding.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _FAINT = 0.001
 
 
 class ChannelExcite(nn.Module):
-    """Squeeze-and-excitation by linear layers and a sigmoid gate."""
+    """Squeeze-and-excitation with linear layers and a sigmoid gate."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class ChannelExcite(nn.Module):
 
 
 class ConcurrentExcite(nn.Module):
-    """A list of one: the published networks can excite other axes too, and their keys say so."""
+    """A list of one: the published networks can excite other axes too, and their key names reflect this."""
 
     def __init__(self, block: BlockSpec) -> None:
         super().__init__()
@@ -82,9 +82,9 @@ class ConcurrentExcite(nn.Module):
 
 
 class Lift(nn.Module):
-    """(batch, features) -> (batch, features + 1) of unit norm: each vector over `reach`, and what is missing to 1.
+    """(batch, features) -> (batch, features + 1): each vector divided by `reach`, then completed to unit norm.
 
-    So any linear map of a vector is one of its lifted form. One that is longer than `reach` keeps its direction only.
+    So any linear map of a vector is one of its lifted form too. A vector longer than `reach` keeps only its direction.
     """
 
     def __init__(self, reach: float) -> None:
@@ -100,7 +100,7 @@ class Lift(nn.Module):
 
 
 class MNEncoder(Encoder):
-    """LogMel, `features.0` to `features.16` with the published key names, pool, perhaps a hidden layer, unit norm."""
+    """LogMel, `features.0` to `features.16` with the published key names, pool, optional hidden layer, unit norm."""
 
     def __init__(self, width_mult: float, front_end: FrontEnd, hidden: int = 0, reach: float = 1.0) -> None:
         blocks = scaled(LARGE, width_mult)
@@ -122,14 +122,14 @@ class MNEncoder(Encoder):
         self.stages += ("normalize",)
 
     def before_lift(self, waveform: Tensor) -> Tensor:
-        """(batch, window_samples) -> (batch, features): what is brought to unit norm."""
+        """(batch, window_samples) -> (batch, features): the vector before it is scaled or lifted to unit norm."""
         x = waveform
         for stage in self.stages[:-1]:
             x = self.get_submodule(stage)(x)
         return x
 
     def longest_hidden(self) -> float:
-        """Length of the longest vector that is brought to unit norm, of seeded synthetic sounds, loud and faint."""
+        """Length of the longest vector from `before_lift`, over seeded synthetic sounds, loud and faint."""
         sounds = synthetic_sounds(
             SETTLING_SOUNDS, self.sample_rate, self.window_samples, torch.Generator().manual_seed(0)
         )
@@ -137,7 +137,7 @@ class MNEncoder(Encoder):
             return max(float(self.before_lift(sounds * level).norm(dim=1).max()) for level in (1.0, _FAINT))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As in torch, but of a published checkpoint's classifier the hidden layer is taken where it is wanted."""
+        """As in torch, but of a published checkpoint's classifier only the hidden layer is used, if there is one."""
         own = {key: value for key, value in state_dict.items() if not key.startswith("classifier.")}
         if "hidden" in self.stages:
             published = {key: value for key, value in state_dict.items() if key.startswith(_PUBLISHED_HIDDEN)}
@@ -156,10 +156,10 @@ def mn(
 ) -> MNEncoder:
     """EfficientAT's `mn04` (`width_mult` 0.4) and its siblings, untrained until weights are loaded.
 
-    `input_rate` is the waveform's: a divisor of 32 000 Hz, the rate the published weights were trained at;
-    a lower rate is raised to it in the graph. `hidden` is the width of the classifier's first layer where the
-    embedding is to be taken behind it (512 in published checkpoints, 0 for none), and `reach` a length that its
-    vectors stay below. Raises ValueError, naming the field, for values that cannot work.
+    `input_rate` is the waveform's: a divisor of 32 000 Hz, the rate at which the published weights were trained; a
+    lower rate is raised to it in the graph. `hidden` is the width of the classifier's first layer if the embedding is
+    to be taken after it (512 in published checkpoints, 0 for none), and `reach` a length that its vectors stay below.
+    Raises ValueError, naming the field, for values that cannot work.
     """
     if isinstance(hidden, bool) or not isinstance(hidden, int) or not 0 <= hidden <= _MAX_HIDDEN:
         raise ValueError(f"hidden is {hidden!r}, must be a whole number from 0 to {_MAX_HIDDEN}")

@@ -40,7 +40,7 @@ def conv_norm(
     groups: int = 1,
     activation: type[nn.Module] | None = None,
 ) -> nn.Sequential:
-    """Convolution that keeps the size up to `stride`, batch norm and an activation."""
+    """Convolution that preserves the size except for `stride`, batch norm and an activation."""
     layers: list[nn.Module] = [
         nn.Conv2d(channels_in, channels_out, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False),
         nn.BatchNorm2d(channels_out, eps=NORM_EPS, momentum=NORM_MOMENTUM),
@@ -67,7 +67,7 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """A `BlockSpec`; `excite(block)` makes its squeeze-and-excitation. Sub-modules are in `block`, in order."""
+    """The block of a `BlockSpec`; `excite(block)` makes its squeeze-and-excitation. Its layers are in `block`."""
 
     def __init__(self, config: BlockSpec, excite: Callable[[BlockSpec], nn.Module]) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ SMALL = (
 
 
 def scaled(table: tuple[tuple[int, int, int, int, bool, bool, int], ...], width: float) -> list[BlockSpec]:
-    """Blocks of a MobileNetV3 table with all channel counts times `width`, rounded.
+    """Blocks of a MobileNetV3 table with all channel counts multiplied by `width` and rounded.
 
     Raises ValueError unless `width` is in [0.1, 4].
     """
@@ -82,7 +82,7 @@ def mobilenet_v3_small(
     front_end: str | Mapping[str, Any] | FrontEnd = "paper",
     seed: int = 0,
 ) -> MobileNetV3SmallEncoder:
-    """MobileNetV3-Small of some width (1.0 and 0.75 are usual), seeded and settled, in eval mode.
+    """MobileNetV3-Small with the given width (1.0 and 0.75 are usual), seeded and settled, in eval mode.
 
     `front_end` is a preset's name or a mapping of `FrontEnd` fields. Raises ValueError, naming the field, for
     a width, front end or `embedding_dim` that cannot work.

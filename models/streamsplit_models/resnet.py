@@ -18,7 +18,7 @@ BLOCKS_PER_LAYER = 2
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, projected when shape changes (He et al. 2016)."""
+    """Two 3x3 convolutions and a shortcut, which is projected when the shape changes (He et al. 2016)."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()

@@ -15,12 +15,12 @@ STEP = 8
 class Upsample(nn.Module):
     """Band-limited interpolation by a whole factor: (batch, samples) -> (batch, factor * samples).
 
-    With pre-emphasis c the output is y[t] - c y[t-1], still one product with a matrix.
+    With pre-emphasis c the output is y[t] - c y[t-1], still a single product with a matrix.
 
-    Every `factor`-th output is an input sample unchanged; those between come from a windowed sinc, one fixed
-    filter for each phase, with silence beyond both ends. All outputs of `STEP` samples are one product with a matrix:
-    runtimes add up a product with a single row in another order than any other, and above the source's band, where
-    the filters cancel, the logarithm of a front end shows it.
+    Every `factor`-th output is an input sample unchanged; those between come from a windowed sinc, one fixed filter
+    for each phase, with silence beyond both ends. All outputs of `STEP` samples are one product with a matrix:
+    runtimes sum a product with a single row in a different order, and above the source's band, where the filters
+    cancel, the logarithm of a front end would show the difference.
     """
 
     rows: Tensor
