@@ -3,10 +3,10 @@
     import runtime_edge
     embeddings = runtime_edge.open("bundle/").embed("rain.flac")                # or a waveform, and its sample_rate
     labels = runtime_edge.open("bundle/", head="head.json").classify("rain.flac")
-    early = runtime_edge.open("bundle/", exit="features.7").embed("rain.flac")  # the first blocks and the exit alone
+    early = runtime_edge.open("bundle/", exit="features.7").embed("rain.flac")  # only the first blocks and the exit
     runtime_edge.run("mic", print, broker="nats://gateway:4222", target="rpi4")
 
-Only numpy and one inference runtime are needed, and soundfile and soxr to read files and to resample; torch is never
+Only numpy and one inference runtime are needed, plus soundfile to read files and soxr to resample; torch is never
 imported.
 """
 
@@ -36,10 +36,11 @@ def open(  # noqa: A001
     head: str | None = None,
     exit: str | None = None,  # noqa: A002
 ) -> EdgeEncoder:
-    """Open a bundle directory, and perhaps a head file; with `pub` (a minisign public key file) only if it signed both.
+    """Open a bundle directory, optionally with a head file; with `pub` (a minisign public key file), it must have
+    signed both.
 
-    `variant` "auto" takes what an installed runtime can run, float32 first. `exit` is the name of a cut: the blocks up
-    to it and the exit there run in place of the whole encoder.
+    `variant` "auto" picks one that an installed runtime can run, float32 first. `exit` is the name of a cut: only the
+    blocks up to it and its exit run, instead of the whole encoder.
 
     Raises UsageError, BundleError, HeadError, SignatureError, MissingExtra or BackendError.
     """
@@ -51,10 +52,10 @@ def open(  # noqa: A001
 def run(source: str, on_result: Callback, **settings: Unpack[RunSettings]) -> dict[str, Any]:
     """Run the device loop of `ssc edge run` until the source ends; returns the run's report.
 
-    Each window's WindowResult goes to `on_result`, on the loop's thread: it must not block for long, and what it raises
-    is counted, not fatal. `settings` are those of the command and its file (`ssc edge config` prints them all), such as
-    bundle, broker, target, head or max_windows. To run it inside an asyncio program, await
-    `runtime_edge.device.device.Device(config, sinks).run()`.
+    Each window's WindowResult is passed to `on_result` on the loop's thread, so the callback must not block for long;
+    an exception it raises is counted, not fatal. `settings` are those of the command and its file (`ssc edge config`
+    prints them all), such as bundle, broker, target, head or max_windows. In an asyncio program, await
+    `runtime_edge.device.device.Device(config, sinks).run()` instead.
 
     Raises SscError when the device cannot start.
     """

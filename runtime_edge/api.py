@@ -29,18 +29,18 @@ from runtime_edge.inference.variants import choose_variant
 from runtime_edge.settings import from_call
 
 Audio = str | os.PathLike[str] | npt.ArrayLike
-"""An audio file by its path, or a waveform."""
+"""The path of an audio file, or a waveform."""
 _LABELS_SHOWN = 3
 
 
 class WindowLabels(dict[str, float]):
-    """Labels with scores in [0, 1], best first, of the window from `start_s` to `end_s` of a recording, in seconds."""
+    """Labels with scores in [0, 1], best first, for the window from `start_s` to `end_s` (seconds) of a recording."""
 
     def __init__(self, scores: Iterable[tuple[str, float]], start_s: float, end_s: float, detected: Iterable[str]):
         super().__init__(scores)
         self.start_s, self.end_s = start_s, end_s
         self.detected: tuple[str, ...] = tuple(detected)
-        """Those whose scores reach the head's thresholds, best first."""
+        """The labels whose scores reach the head's thresholds, best first."""
 
     def __repr__(self) -> str:
         best = ", ".join(f"{label} {score:.2f}" for label, score in itertools.islice(self.items(), _LABELS_SHOWN))
@@ -49,7 +49,7 @@ class WindowLabels(dict[str, float]):
 
 
 class EdgeEncoder:
-    """An encoder on this machine, whole or up to an exit, perhaps with a head on top."""
+    """An encoder on this machine, whole or up to an exit, optionally with a head."""
 
     def __init__(self, prefix: Prefix, head: Head | None = None, early: LoadedExit | None = None) -> None:
         front_end = prefix.bundle.manifest.info.front_end
@@ -61,7 +61,7 @@ class EdgeEncoder:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the head tells apart; empty without a head."""
+        """The labels that the head knows; empty without a head."""
         return () if self._head is None else self._head.labels
 
     def __repr__(self) -> str:
@@ -77,22 +77,22 @@ class EdgeEncoder:
     def embed(self, audio: Audio, sample_rate: float | None = None) -> npt.NDArray[np.float32]:
         """Embeddings (windows, d) float32, unit norm, of a recording.
 
-        One window each `hop_samples`; what is shorter than one window is padded with silence.
+        One window every `hop_samples`; a recording shorter than one window is padded with silence.
 
         Args:
             audio: the path of an audio file of any rate and number of channels, or a mono waveform (samples,) in
                 [-1, 1].
-            sample_rate: of the waveform, Hz, if it is not the encoder's own `sample_rate`; it is resampled then.
+            sample_rate: rate of the waveform, Hz, if it is not the encoder's own `sample_rate`; it is then resampled.
 
-        Raises UsageError, SourceError for a file that cannot be read, or MissingExtra where a file is to be read or
-        audio to be resampled without the extra `edge`.
+        Raises UsageError, SourceError for a file that cannot be read, or MissingExtra if reading a file or resampling
+        needs the extra `edge` and it is not installed.
         """
         return np.stack([self._window(window.samples) for window in self._windows(audio, sample_rate)])
 
     def classify(self, audio: Audio, sample_rate: float | None = None) -> list[WindowLabels]:
-        """For each window of a recording, labels with scores and from when to when it lasts.
+        """For each window of a recording: labels with scores, and the window's start and end.
 
-        It takes what `embed` takes, and raises what that raises; UsageError also when no head was opened with the
+        Takes the same arguments as `embed` and raises the same errors; also UsageError when no head was opened with the
         bundle.
         """
         if self._head is None:
@@ -117,7 +117,7 @@ class EdgeEncoder:
         if isinstance(audio, str | os.PathLike):
             if sample_rate is not None:
                 raise UsageError(f"sample_rate {sample_rate}: a file says its own; leave it out")
-            # Absolute, so that it is a file whatever it is called: `mic` and `-` are sources of their own.
+            # An absolute path is always taken as a file: `mic` and `-` would be sources of their own.
             path = Path(audio).absolute()
             if path.is_dir():
                 raise UsageError(f"{path}: a directory; give one recording at a time")
@@ -135,7 +135,7 @@ class EdgeEncoder:
 
 
 def _waveform(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """(samples,), all finite. Raises UsageError."""
+    """The values as float32 (samples,), all finite. Raises UsageError."""
     try:
         audio = np.nan_to_num(np.asarray(values, dtype=np.float32), posinf=1.0, neginf=-1.0)
     except (TypeError, ValueError) as exc:
@@ -148,7 +148,7 @@ def _waveform(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
 
 
 def _at_rate(audio: npt.NDArray[np.float32], given: float | None, wanted: int) -> npt.NDArray[np.float32]:
-    """The same sound at another rate, Hz. Raises UsageError or MissingExtra."""
+    """The same audio at another rate, Hz. Raises UsageError or MissingExtra."""
     if given is None or given == wanted:
         return audio
     if not MIN_RATE_HZ <= given <= MAX_RATE_HZ or given != int(given):

@@ -17,22 +17,22 @@ HELP_ALL = "--help-all"
 
 
 class RenamedOption(click.Option):
-    """An option that had other names in earlier versions: they still work, and no help shows them."""
+    """An option that had other names in earlier versions: they still work, but no help shows them."""
 
     def __init__(self, *arguments: Any, earlier: Collection[str], **settings: Any) -> None:
-        """`earlier` are those of the option's names that are not shown, with their hyphens."""
+        """`earlier`: those of the option's names that help does not show, with their hyphens."""
         super().__init__(*arguments, **settings)
         self.earlier = tuple(earlier)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Its present names."""
+        """Show only its present names."""
         shown = copy.copy(self)
         shown.opts = [name for name in self.opts if name not in self.earlier]
         shown.secondary_opts = [name for name in self.secondary_opts if name not in self.earlier]
         return super(RenamedOption, shown).get_help_record(ctx)
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        """The variable of its name, else one of an earlier name."""
+        """The environment variable of its present name, else that of an earlier name."""
         value = super().resolve_envvar_value(ctx)
         if value is None and self.allow_from_autoenv and ctx.auto_envvar_prefix is not None:
             named = (name.strip("-").replace("-", "_").upper() for name in self.earlier)
@@ -42,10 +42,10 @@ class RenamedOption(click.Option):
 
 
 class ManyOptions(click.Command):
-    """A command with so many options that `--help` shows the common ones alone, and `--help-all` the others, too."""
+    """A command with so many options that `--help` shows only the common ones, and `--help-all` all of them."""
 
     def __init__(self, *arguments: Any, common: Collection[str], **settings: Any) -> None:
-        """`common` are the names of parameters, as the command's function has them."""
+        """`common`: the names of parameters, as in the command's function."""
         super().__init__(*arguments, **settings)
         self.common = frozenset(common)
         known = {param.name for param in self.params}
@@ -53,7 +53,7 @@ class ManyOptions(click.Command):
             raise ValueError(f"{self.name}: common names {', '.join(sorted(unknown))}, which it does not have")
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """With `--help-all` in front of `--help`."""
+        """The parameters, with `--help-all` before `--help`."""
         *others, last = super().get_params(ctx)
         more = click.Option(
             [HELP_ALL], is_flag=True, is_eager=True, expose_value=False, callback=_show_all, allow_from_autoenv=False,
@@ -62,7 +62,7 @@ class ManyOptions(click.Command):
         return [*others, more, last]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The options that this help is about."""
+        """Show only the options that the requested help covers."""
         whole = ctx.meta.get(HELP_ALL, False)
         records = [
             record

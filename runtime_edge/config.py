@@ -22,20 +22,20 @@ from runtime_edge.settings import setting
 
 
 def host_name() -> str:
-    """The name of this machine as a device's name."""
+    """The name of this machine, made into a valid device name."""
     return re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().lower()).strip("-")[:63] or "device"
 
 
 @dataclass(frozen=True)
 class LabelRule:
-    """When a label goes on and off."""
+    """When a label switches on and off."""
 
     hold_s: float = 2.0
-    """It goes off when it was not detected for this long, s."""
+    """It switches off after not being detected for this long, s."""
     min_s: float = 0.0
-    """It goes on when it was detected in every window for this long, s."""
+    """It switches on after being detected in every window for this long, s."""
     threshold: float | None = None
-    """Score from which it is detected; None: the head's own."""
+    """Score from which it counts as detected; None: the head's own threshold."""
 
 
 _RULE = {"hold_s": (0.0, 86_400.0), "min_s": (0.0, 3600.0), "threshold": (0.0, 1.0)}
@@ -43,9 +43,9 @@ _EXAMPLE = "rain: threshold=0.9 min_s=5 hold_s=30"
 
 
 def label_rules(texts: Iterable[str], usual: LabelRule = LabelRule()) -> dict[str, LabelRule]:
-    """The rule of each label that has its own, from lines like `rain: threshold=0.9 min_s=5 hold_s=30`.
+    """The rules of labels that have their own, from lines like `rain: threshold=0.9 min_s=5 hold_s=30`.
 
-    `usual` fills in what a line leaves out. Raises UsageError naming the line.
+    `usual` supplies what a line omits. Raises UsageError naming the line.
     """
     found: dict[str, LabelRule] = {}
     for text in texts:
@@ -262,12 +262,12 @@ class DeviceConfig:
 
     @property
     def usual_rule(self) -> LabelRule:
-        """The rule of labels without their own."""
+        """The rule for labels that have none of their own."""
         return LabelRule(self.event_hold_s, self.event_min_s, self.event_threshold)
 
     @property
     def label_rules(self) -> dict[str, LabelRule]:
-        """The rules of labels with their own. Raises UsageError."""
+        """The rules of labels that have their own. Raises UsageError."""
         return label_rules(self.event_rules, self.usual_rule)
 
     @property
@@ -277,5 +277,5 @@ class DeviceConfig:
 
     @property
     def trusted(self) -> minisign.PublicKey | None:
-        """The key of `pub`. Raises SignatureError."""
+        """The public key in the file `pub`. Raises SignatureError."""
         return None if self.pub is None else minisign.read_public_key(self.pub)

@@ -5,9 +5,9 @@
     ├── MissingExtra        an optional dependency is not installed; names the extra
     ├── FormatError         a file or message that cannot be trusted or read
     │   ├── BundleError     a bundle: layout, manifest, digest, generation
-    │   │   └── OlderBundle older than the one in use, and nobody said to go back
+    │   │   └── OlderBundle older than the one in use, without permission to go back
     │   ├── SignatureError  a signature that is missing, malformed or wrong
-    │   ├── OldRecord       a signed record that was put back: a newer one was accepted
+    │   ├── OldRecord       a signed record older than one already accepted
     │   ├── TableError      a splitter table
     │   ├── HeadError       a head that labels embeddings
     │   └── FrameError      a frame or reply on the wire
@@ -15,10 +15,10 @@
     ├── BackendError        an inference runtime that refused a block
     │   └── SelfTestError   a bundle whose result on this machine is not the expected one
     ├── SpoolError          the spool's disk is full or fails
-    ├── LinkError           the broker cannot be reached or refused
+    ├── LinkError           the broker cannot be reached, or refused
     │   └── AccessError     credentials or a certificate were refused
     ├── WaitsForBudget      an update that is larger than what is left of a budget
-    └── CheckFailed         what was checked does not hold; exit code 1
+    └── CheckFailed         a check did not hold; exit code 1
 
 A message says what was wrong, where (file, field, value) and what to do, on one line.
 """
@@ -26,11 +26,11 @@ A message says what was wrong, where (file, field, value) and what to do, on one
 from __future__ import annotations
 
 DISTRIBUTION = "streamsplit-audio"
-"""What is installed is called; `streamsplit` on the package index is another program."""
+"""The name of the distribution to install; `streamsplit` on the package index is another program."""
 
 
 def installed_version() -> str:
-    """Of this distribution; empty when it is run from the sources."""
+    """Version of this distribution; empty when run from the sources."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -40,7 +40,7 @@ def installed_version() -> str:
 
 
 def install_command(extra: str) -> str:
-    """The command that installs one of this project's extras: from the wheel, since no index has it."""
+    """The command that installs one of this project's extras: from the wheel, since it is on no package index."""
     wheel = f"{DISTRIBUTION.replace('-', '_')}-{installed_version() or 'VERSION'}-py3-none-any.whl"
     return f'pip install "{wheel}[{extra}]" (the wheel that `make wheel` builds)'
 
@@ -79,7 +79,7 @@ class SignatureError(FormatError):
 
 
 class OldRecord(FormatError):
-    """A signed table, head or release that is older than one that was accepted."""
+    """A signed table, head or release that is older than one already accepted."""
 
 
 class TableError(FormatError):
@@ -107,7 +107,7 @@ class SelfTestError(BackendError):
 
 
 class SpoolError(SscError):
-    """The spool cannot write or read; what it holds stays."""
+    """The spool cannot write or read; what it holds is kept."""
 
 
 class LinkError(SscError):
@@ -119,15 +119,15 @@ class AccessError(LinkError):
 
 
 class WaitsForBudget(SscError):
-    """An update that is larger than what is left of a budget."""
+    """An update larger than what is left of the budget."""
 
     def __init__(self, message: str, until: float) -> None:
-        """`until`: when it may be fetched, seconds since the epoch; infinite: never."""
+        """`until`: when it may be fetched, in seconds since the epoch; infinite for never."""
         super().__init__(message)
         self.until = until
 
 
 class CheckFailed(SscError):
-    """The thing asked for did not hold (a parity check, a regret bound)."""
+    """A check did not hold (for instance parity, or a bound on regret)."""
 
     exit_code = 1

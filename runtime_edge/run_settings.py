@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 
 
 class RunSettings(TypedDict, total=False):
-    """Those of `DeviceConfig`, all optional; a test holds the two together."""
+    """The settings of `DeviceConfig`, all optional; a test keeps the two in step."""
 
     device: str
     state: str | PathLike[str]

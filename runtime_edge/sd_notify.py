@@ -1,4 +1,4 @@
-"""The service manager's side of a device: systemd learns that it is ready, alive and how it is doing (sd_notify(3))."""
+"""Tells systemd, which runs a device as a service, that it is ready, alive and how it is doing (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ class Notifier:
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         address = environment.get("NOTIFY_SOCKET", "")
-        # An abstract socket is written with @ and begins with a zero byte.
+        # An abstract socket is written with @, but its address begins with a zero byte.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self.watchdog_s = _watchdog_s(environment)
-        """systemd ends the service that has not been `alive` for so long; None when it does not watch."""
+        """systemd ends the service if `alive` is not called for this long; None if it does not watch."""
 
     def ready(self) -> None:
-        """The service runs."""
+        """Report that the service is running."""
         self._send("READY=1")
 
     def alive(self) -> None:
-        """Start the watchdog's time again; to be called several times in `watchdog_s`."""
+        """Reset the watchdog's timer; to be called several times within `watchdog_s`."""
         self._send("WATCHDOG=1")
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
+        """Set the line that `systemctl status` shows."""
         self._send("STATUS=" + " ".join(text.split()))
 
     def stopping(self) -> None:
-        """The service ends on purpose."""
+        """Report that the service is stopping on purpose."""
         self._send("STOPPING=1")
 
     def _send(self, message: str) -> None:

@@ -61,13 +61,13 @@ def setting(
     """A documented dataclass field.
 
     Args:
-        default: its value when nothing is said, or a function that makes it.
+        default: the value if none is given, or a function that makes it.
         doc: one sentence, for `--help`, the file and the documentation.
         ge: smallest number allowed.
         le: largest number allowed.
-        example: a value to show where there is no default.
-        check: raises UsageError for a value that the type allows and the setting does not.
-        common: whether `--help` shows it where that does not show all.
+        example: a value to show if there is no default.
+        check: raises UsageError for a value that the type allows but the setting does not.
+        common: whether a `--help` that shows only the common options includes it.
         earlier: names it had in earlier versions, which still work everywhere.
     """
     metadata = {
@@ -79,7 +79,7 @@ def setting(
 
 
 def load(config: type[_Config], path: Path | None, given: Mapping[str, Any]) -> _Config:
-    """Settings from a TOML file, if there is one, and from options, which win where they are not None or empty.
+    """Settings from a TOML file, if given, and from options, which win unless they are None or empty.
 
     Raises UsageError naming the file and the key.
     """
@@ -93,7 +93,7 @@ def load(config: type[_Config], path: Path | None, given: Mapping[str, Any]) -> 
 
 
 def options(config: type[_Dataclass]) -> Callable[[_Command], _Command]:
-    """Decorate a click command with one option for each setting; None, or () for a list, when it was not given."""
+    """Decorate a click command with one option for each setting; an option not given is None, or () for a list."""
 
     def decorate(command: _Command) -> _Command:
         for key in reversed(list(_settings(config))):
@@ -104,12 +104,12 @@ def options(config: type[_Dataclass]) -> Callable[[_Command], _Command]:
 
 
 def common_names(config: type[_Dataclass]) -> list[str]:
-    """The settings that are common."""
+    """The names of the common settings."""
     return [key.name for key in _settings(config) if key.common]
 
 
 def as_toml(config: type[_Dataclass], values: Mapping[str, Any] | None = None) -> str:
-    """Every setting with its documentation as TOML; those not in `values` are commented out at their default."""
+    """Every setting as TOML, with its documentation; those not in `values` are commented out at their default."""
     values = values or {}
     lines = []
     for key in _settings(config):
@@ -124,10 +124,10 @@ class _Setting:
 
     name: str
     type: Any
-    """Without None, and with its bounds for msgspec."""
+    """The type without None, and with its bounds for msgspec."""
     base: Any
     default: Any
-    """None when there is no fixed one."""
+    """None if there is no fixed default."""
     doc: str
     ge: float | None
     le: float | None
@@ -138,7 +138,7 @@ class _Setting:
 
     @property
     def allowed(self) -> str:
-        """What the value may be, in words; empty where the type says it all."""
+        """The values allowed, in words; empty if the type says it all."""
         if get_origin(self.base) is Literal:
             return "one of " + ", ".join(get_args(self.base))
         bounds = (("at least", self.ge), ("at most", self.le))
@@ -146,12 +146,12 @@ class _Setting:
 
     @property
     def shown(self) -> Any:
-        """The default, or the example where there is none."""
+        """The default, or the example if there is none."""
         return self.example if self.default in _UNSET else self.default
 
     @property
     def comment(self) -> list[str]:
-        """Comment lines of a TOML file."""
+        """The setting's comment lines in a TOML file."""
         notes = [self.allowed, "not set by default" * (self.default in _UNSET)]
         words = "; ".join(filter(None, notes))
         return [f"# {self.doc}"] + [f"# ({words})"] * bool(words)
@@ -185,7 +185,7 @@ def read(config: type[_Dataclass], path: Path) -> dict[str, Any]:
 
 
 def validate(config: type[_Dataclass], table: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The values of a table, of the types the settings have. Raises UsageError naming the source and the key."""
+    """The values of a table, converted to the settings' types. Raises UsageError naming the source and the key."""
     known = {key.name: key for key in _settings(config)}
     renamed = {name: key.name for key in known.values() for name in key.earlier}
     values: dict[str, Any] = {}
@@ -216,7 +216,7 @@ def validate(config: type[_Dataclass], table: Mapping[str, Any], source: str) ->
 
 
 def from_call(config: type[_Config], given: Mapping[str, Any], source: str) -> _Config:
-    """Settings that a program gives by name, paths as such or as text. Raises UsageError naming source and key."""
+    """Settings that a program passes by name, paths as Path or text. Raises UsageError naming source and key."""
     texts = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()}
     return config(**validate(config, texts, source))
 
@@ -257,5 +257,5 @@ def _toml_value(value: object) -> str:
         return str(value).lower()
     if not isinstance(value, str | Path):
         return str(value)
-    # What JSON makes of a string is TOML too, but for one character.
+    # A JSON string is also valid TOML, except for one character.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

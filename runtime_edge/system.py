@@ -21,7 +21,7 @@ class CpuMonitor:
     """System-wide CPU load, from the kernel's own counters. Never blocks, starts no thread.
 
     Call `load` as often as you like, from any thread: the counters are read at most once every `period_s`, and the
-    answer is the mean over the time between the last two readings. Every process counts, this one included; a processor
+    answer is the mean over the time between the last two readings. All processes count, including this one; a processor
     that waits for a disk counts as idle.
     """
 
@@ -47,12 +47,12 @@ class CpuMonitor:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The device at one moment.
+    """The state of the device at one moment.
 
     Attributes:
         rss_mb: resident memory of this process, MB (1e6 bytes).
-        temperature_c: hottest processor sensor, degrees Celsius; None when there is none.
-        throttled: whether a Raspberry Pi slows down now for heat or low voltage; None elsewhere.
+        temperature_c: temperature of the hottest processor sensor, degrees Celsius; None if there is none.
+        throttled: whether a Raspberry Pi is slowed down now by heat or low voltage; None elsewhere.
     """
 
     rss_mb: float
@@ -71,7 +71,7 @@ def rss_mb() -> float:
 
 
 def temperature_c(sysfs: Path = SYSFS) -> float | None:
-    """Hottest thermal zone of the kernel, degrees Celsius; None when there is none that makes sense."""
+    """Temperature of the kernel's hottest thermal zone, degrees Celsius; None if none gives a plausible value."""
     readings = (_read_number(path, 10) for path in sysfs.glob("class/thermal/thermal_zone*/temp"))
     plausible = [number / 1e3 for number in readings if number is not None and -40e3 < number < 150e3]
     return max(plausible, default=None)
@@ -93,12 +93,12 @@ def _read_number(path: Path, base: int) -> int | None:
 
 
 def _cpu_times() -> tuple[float, float]:
-    """(busy, total) time of all processors since boot, in a unit of its own."""
+    """(busy, total) time of all processors since boot, in an arbitrary unit."""
     stat = _kernel_counters()
     if stat is None:
         times = psutil.cpu_times()
         return sum(times) - times.idle, sum(times)
-    # user nice system idle iowait irq softirq steal; a guest's time is in user and nice as well.
+    # user nice system idle iowait irq softirq steal; a guest's time is already included in user and nice.
     ticks = list(map(int, os.pread(stat, 256, 0).split(None, 9)[1:9]))
     total = sum(ticks)
     return total - ticks[3] - ticks[4], total
@@ -106,7 +106,7 @@ def _cpu_times() -> tuple[float, float]:
 
 @functools.cache
 def _kernel_counters() -> int | None:
-    """Linux's own file, open from the first use to the process's end: psutil opens and reads all of it each time."""
+    """Descriptor of Linux's counters, kept open to the process's end: psutil opens and reads the file each time."""
     with contextlib.suppress(OSError):
         return os.open("/proc/stat", os.O_RDONLY)
     return None

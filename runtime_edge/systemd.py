@@ -17,7 +17,7 @@ from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import UsageError
 
 _BACKOFF_VERSION = 254
-"""Of systemd: the first one that waits longer after each failed start."""
+"""The first systemd version that waits longer after each failed start."""
 
 _UNIT = """\
 # Written by `{installer}`. Changes belong into `systemctl edit {name}`.
@@ -83,31 +83,31 @@ WantedBy=multi-user.target
 
 @dataclass(frozen=True)
 class Service:
-    """What distinguishes one service of this project from another; the parts of its unit are lines."""
+    """The differences between this project's services; the parts of a unit are lines of text."""
 
     name: str
     description: str
     installer: str
-    """The command that writes it."""
+    """The command that writes the unit."""
     arguments: tuple[str, ...]
-    """Of `ssc`."""
+    """The arguments of `ssc`."""
     after: str
     start: str
     """How long a start may take, and why."""
     identity: str
-    """Who it is."""
+    """The lines that set the user it runs as."""
     devices: str
     """Which devices it may open."""
     watchdog_s: int
 
     @property
     def config(self) -> Path:
-        """Its settings."""
+        """Path of its settings."""
         return Path("/etc") / f"{self.name}.toml"
 
     @property
     def environment(self) -> Path:
-        """Its variables."""
+        """Path of its environment variables."""
         return Path("/etc/default") / self.name
 
     @property
@@ -117,13 +117,13 @@ class Service:
 
     @property
     def file(self) -> Path:
-        """Its unit."""
+        """Path of its unit."""
         return Path("/etc/systemd/system") / f"{self.name}.service"
 
     def unit(self, program: Path, systemd_version: int) -> str:
-        """The text of the unit that runs `program`, an absolute path of `ssc`.
+        """The text of the unit that runs `program`, an absolute path to `ssc`.
 
-        Memory that is written and executed is not forbidden: inference runtimes may compile at run time.
+        Memory that is both writable and executable is allowed: inference runtimes may compile at run time.
         """
         in_home = program.resolve().is_relative_to("/home") or program.resolve().is_relative_to("/root")
         return _UNIT.format(
@@ -138,22 +138,22 @@ class Service:
             backoff="RestartSteps=8\nRestartMaxDelaySec=5min\n" if systemd_version >= _BACKOFF_VERSION else "",
             identity=self.identity,
             state=self.state,
-            # A program that was installed in somebody's home must be seen there, but nothing written.
+            # A program installed in somebody's home directory must be readable there, but nothing writable.
             protect_home="read-only" if in_home else "yes",
             devices=self.devices,
         )
 
     def install(self, others: Mapping[Path, str], root: Path | None, show: bool, quiet: bool) -> dict[str, list[str]]:
-        """Write the unit anew, and its other files where there are none; say so. Raises UsageError.
+        """Write the unit, and its other files unless they exist; report what was done. Raises UsageError.
 
         Args:
-            others: texts by absolute path.
+            others: text of each other file, by absolute path.
             root: write below this directory.
             show: print everything and write nothing.
-            quiet: say nothing.
+            quiet: print nothing.
 
         Returns:
-            Which files were written and which kept.
+            The files that were written and those that were kept.
         """
         version = 0 if root is not None or show else systemd_version()
         files = {self.file: self.unit(own_program(), version), **others}
@@ -174,18 +174,18 @@ class Service:
 
 
 def below(root: Path | None, path: Path) -> Path:
-    """Where an absolute path is in a system whose root directory is `root`."""
+    """The path below `root` that corresponds to an absolute path of that system."""
     return path if root is None else root / path.relative_to("/")
 
 
 def need_root(what: str, root: Path | None) -> None:
-    """Raise UsageError where somebody but root would write into the system itself."""
+    """Raise UsageError if anyone but root would write into the system itself."""
     if root is None and os.geteuid() != 0:
         raise UsageError(f"only root may install {what}: use sudo, or give --root or --print")
 
 
 def give_to_owner(state: Path) -> None:
-    """What root has put into a service's state directory belongs to the service."""
+    """Give the service what root has put into its state directory."""
     if os.geteuid() == 0:
         owner = state.stat()
         for path in state.rglob("*"):
@@ -202,7 +202,7 @@ def systemd_version() -> int:
 
 
 def own_program() -> Path:
-    """The `ssc` of this environment. Raises UsageError."""
+    """Path of this environment's `ssc`. Raises UsageError."""
     beside, found = Path(sys.executable).with_name("ssc"), shutil.which("ssc")
     if beside.exists():
         return beside.absolute()
