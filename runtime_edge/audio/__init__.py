@@ -1,6 +1,6 @@
 """Audio sources and windows: from a microphone, files or a pipe to fixed-length windows.
 
-Use it when audio has to be read at whatever rate and channel count it comes in and cut into the
+Use it when audio arrives at any rate and channel count and has to be cut into the
 windows an encoder takes:
 
     counters = Counters()

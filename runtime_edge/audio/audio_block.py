@@ -17,7 +17,7 @@ _HELD.acquire()
 
 
 def _sleep(seconds: float) -> None:
-    """Wait for a lock that nobody releases: `time.sleep` fails under programs that fake the wall clock."""
+    """Wait for a lock that nobody releases: `time.sleep` fails in programs that fake the wall clock."""
     _HELD.acquire(timeout=seconds)
 
 
@@ -32,7 +32,7 @@ class Clock:
     """Seconds that never jump."""
 
     sleep: Callable[[float], object] = _sleep
-    """Seconds."""
+    """Waits for so many seconds."""
 
 
 SYSTEM_CLOCK = Clock()
@@ -48,10 +48,10 @@ class Counters:
     """Windows handed out, gated ones not included."""
 
     gated: int = 0
-    """Windows under the silence gate: they keep their index but are not handed out."""
+    """Windows below the silence gate: they keep their index but are not handed out."""
 
     overruns: int = 0
-    """Times a live source was faster than its reader and the oldest audio was dropped."""
+    """How often a live source was faster than its reader, so that the oldest audio was dropped."""
 
     dropped_samples: int = 0
     """Samples missing from the time line: dropped in an overrun, or never delivered by a stalled source."""
@@ -63,47 +63,47 @@ class Counters:
     """Values beyond [-1, 1] that were clipped (counted at the source's rate, in every channel)."""
 
     cancelled_samples: int = 0
-    """Samples of the mix in stretches where the channels cancel each other (counted at the source's rate)."""
+    """Samples of the mix in stretches where the channels cancel each other out (counted at the source's rate)."""
 
     offset_samples: int = 0
     """Samples in stretches with a constant offset (counted at the source's rate)."""
 
     clock_steps: int = 0
-    """Times the wall clock was set while audio was read: times follow it from there."""
+    """How often the wall clock was set while audio was read: from then on, times follow the new setting."""
 
     measured_rate_hz: int = 0
-    """What a live source brings a second, where that is not the rate it states; 0 where it is."""
+    """The samples per second that a live source really delivers, if that is not the rate it states; else 0."""
 
     files_skipped: int = 0
     """Files of a directory that gave no audio."""
 
     files_cut_short: int = 0
-    """Files that were not read to their end, or that state another length than they have."""
+    """Files that were not read to their end, or that state a length other than their own."""
 
     told: tuple[str, ...] = ()
-    """The faults of samples that were already reported, once for all recordings that are counted together."""
+    """The kinds of sample faults already reported, once for all recordings that share these counters."""
 
 
 class Recording(msgspec.Struct, frozen=True):
-    """An audio file that is played."""
+    """An audio file being played."""
 
     name: str
     """Its path, as text."""
     began: dt.datetime | None = None
-    """When its first sample was recorded, if it says so; with a zone only if it says which."""
+    """When its first sample was recorded, if the file says so; with a time zone only if the file gives one."""
 
 
 class AudioBlock(msgspec.Struct, frozen=True):
-    """A run of mono audio at the rate asked for.
+    """A run of mono audio at the requested rate.
 
     Attributes:
         samples: float32[n] in [-1, 1], n >= 1, contiguous.
         start_time_ns: capture time at which the first sample begins, ns since 1970.
         end_time_ns: capture time at which the last sample ends, ns since 1970.
         gap_samples: samples missing between the previous block and this one; 0 when they join.
-        ready_at: when a reader could have had it at the earliest, monotonic seconds.
+        ready_at: the earliest time at which a reader could have had it, monotonic seconds.
         begins: the recording whose first sample is the block's first; None when none begins here.
-        ends: whether its last sample is the recording's last, where that is known before another one begins.
+        ends: whether its last sample is the recording's last, if that is known before another recording begins.
     """
 
     samples: NDArray[np.float32]

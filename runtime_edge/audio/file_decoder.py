@@ -32,11 +32,11 @@ _HEAD_BYTES = 1 << 12
 _OPENING = re.compile(r"^Error opening .*?': (?=\S)")
 _NO_FILE = "File does not exist"
 _MPEG_FRAME = 1_152
-"""Samples of an MP3 that are read at once: of what was asked for where it breaks off, libsndfile gives nothing."""
+"""Samples of an MP3 read at once: from a read that meets the place where a file breaks off, libsndfile gives none."""
 
 
 class Faults:
-    """What is wrong with the files of a source: each is logged and counted once, however often it is played."""
+    """What is wrong with the files of a source; each fault is reported once, however often a file is played."""
 
     def __init__(self, counters: Counters | None = None) -> None:
         self._counters = Counters() if counters is None else counters
@@ -49,7 +49,7 @@ class Faults:
             _LOG.warning("skipped: %s", reason)
 
     def cut_short(self, path: Path, reason: str) -> None:
-        """The file was not read to its end, or states another length than it has."""
+        """The file was not read to its end, or states a length other than its own."""
         if self._first(path):
             self._counters.files_cut_short += 1
             _LOG.warning("%s: %s", shown(path), reason)
@@ -65,8 +65,8 @@ def read_file(
 ) -> Iterator[SourceAudio]:
     """Decode one file in blocks of `block_s` seconds; memory does not grow with its length.
 
-    Whatever length the file states, it is read as far as it can be. Where that is not what it states, or damage ends
-    it, this is one of its `faults`.
+    The file is read as far as possible, whatever length it states. If the two differ, or if damage ends the file early,
+    this is recorded in `faults`.
 
     Raises:
         SourceError: not audio, fewer channels than `least_channels`, or no sample in it that can be read.
@@ -76,13 +76,13 @@ def read_file(
     with _opened(path, in_order=True) as (file, container):
         _check_header(path, file, container, least_channels)
         size = max(1, round(file.samplerate * block_s))
-        # A call into libsndfile costs as much as some thousand samples: several blocks at once.
+        # A call into libsndfile costs as much as processing a few thousand samples, so several blocks are read at once.
         at_once = size * max(1, _READ_VALUES // (size * file.channels))
         done, damage = 0, None
         recording = Recording(shown(path), began(path, file.comment))
         try:
             for frames in _decoded(file, at_once):
-                if container.wrong is not None:  # of a long recording this is not said at its end only
+                if container.wrong is not None:  # for a long recording, reporting this only at its end would be late
                     faults.cut_short(path, f"{container.wrong}: cut short or never closed, read to its end")
                 for start in range(0, len(frames), size):
                     yield SourceAudio(
@@ -116,7 +116,7 @@ def _decoded(file: Any, at_once: int) -> Iterator[NDArray[np.float32]]:
 
 
 def _fault(file: Any, container: Container, done: int, damage: str | None) -> str | None:
-    """What was wrong with a file that was read to its end, in words."""
+    """What was wrong, in words, with a file that was read to its end; None if nothing."""
     stated = container.frames if container.frames is not None else file.frames
     rate = file.samplerate
     if damage is not None:
@@ -130,9 +130,9 @@ def _fault(file: Any, container: Container, done: int, damage: str | None) -> st
 
 @contextlib.contextmanager
 def _opened(path: Path, in_order: bool = False) -> Iterator[tuple[Any, Container]]:
-    """The file in libsndfile, and what its container states; whatever that makes of damage becomes a SourceError.
+    """The file opened in libsndfile, and its examined container; errors that damage causes there become SourceError.
 
-    `in_order`: it is read from beginning to end. Then a FLAC without a length can be, too.
+    `in_order`: the file is read from beginning to end; then even a FLAC without a stated length can be read.
     """
     soundfile = soundfile_module()
     try:
@@ -144,7 +144,7 @@ def _opened(path: Path, in_order: bool = False) -> Iterator[tuple[Any, Container
                 source = closing.enter_context(PatchedFile(path, patches, container.open_end, container.end))
             file = closing.enter_context(soundfile.SoundFile(source))
             if in_order:
-                # soundfile seeks after each read where it can, which fails at the end of a FLAC without a length.
+                # soundfile seeks after each read if it can, which fails at the end of a FLAC without a stated length.
                 file.seekable = bool
             yield file, container
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as exc:
@@ -154,7 +154,7 @@ def _opened(path: Path, in_order: bool = False) -> Iterator[tuple[Any, Container
 
 
 def _reason(path: Path, exc: Exception) -> str:
-    """What is wrong with a file, and what it seems to be."""
+    """What is wrong with a file, and what kind of file it seems to be."""
     if path.is_symlink() and not path.exists():
         return f"a link to {shown(path.readlink())}, which is not there"
     reason = _OPENING.sub("", " ".join(str(exc).split()))
@@ -162,7 +162,7 @@ def _reason(path: Path, exc: Exception) -> str:
         head = file.read(_HEAD_BYTES)
         if not head:
             return "it is empty"
-        if _NO_FILE in reason:  # what libsndfile says of an MP3 without a whole frame
+        if _NO_FILE in reason:  # libsndfile's answer for an MP3 without a whole frame
             reason = "too little of it is there"
         kind = recognised(head)
         return reason if kind is None else f"it holds {kind}: {reason}"
@@ -170,7 +170,7 @@ def _reason(path: Path, exc: Exception) -> str:
 
 
 def recording_length(path: Path) -> tuple[int, int]:
-    """Frames and sample rate (Hz) of one file: by its header, or decoded where that states none.
+    """Frames and sample rate (Hz) of one file: from its header, or by decoding it if the header does not say.
 
     Raises:
         SourceError: not audio, or no sample in it.
@@ -184,7 +184,7 @@ def recording_length(path: Path) -> tuple[int, int]:
 
 
 def readable_length(path: Path) -> tuple[int, int]:
-    """Frames and sample rate (Hz) of one file as far as it can be decoded, which is what this does.
+    """Frames and sample rate (Hz) of one file, as far as it can be decoded; decodes the whole file.
 
     Raises:
         SourceError: not audio, or no sample in it that can be read.
@@ -248,7 +248,7 @@ def read_directory(
 def read_again_and_again(
     path: Path, counters: Counters, block_s: float = BLOCK_SECONDS, least_channels: int = 1
 ) -> Iterator[SourceAudio]:
-    """Decode one file for ever. Raises as `read_file` does."""
+    """Decode one file over and over, for ever. Raises as `read_file` does."""
     faults = Faults(counters)
     while True:
         yield from read_file(path, block_s, faults, least_channels)
@@ -259,7 +259,7 @@ def _nothing_in(path: Path, why: str | None) -> SourceError:
 
 
 def _check_header(path: Path, file: Any, container: Container, least_channels: int = 1) -> None:
-    """Refuse a header that cannot be."""
+    """Refuse an impossible header."""
     if file.channels < least_channels:
         raise SourceError(f"{shown(path)}: {file.channels} channels: there is no channel {least_channels}")
     if file.frames == 0:

@@ -1,4 +1,4 @@
-"""FLAC without the file around it: the stream's header is the same for every chunk and is not sent."""
+"""FLAC without the file around it: the stream's header is the same for every chunk, so it is not sent."""
 
 from __future__ import annotations
 

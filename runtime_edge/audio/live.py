@@ -22,17 +22,17 @@ _READ_AHEAD = 8
 
 
 class Waiter(Protocol):
-    """How a reader waits for audio, so that it can do other things meanwhile."""
+    """How a reader waits for audio, so that it can do other work meanwhile."""
 
     def wait(self, until: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Wait until a condition holds, `timeout_s` at most; whether it holds."""
+        """Wait until a condition holds, at most `timeout_s`; returns whether it holds."""
 
     def wake(self) -> None:
-        """The condition may hold now. Called in any thread; `until` may be, too."""
+        """Say that the condition may hold now. May be called in any thread, and so may `until`."""
 
 
 class IdleWaiter:
-    """Does nothing else meanwhile."""
+    """A waiter that does nothing else meanwhile."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -49,10 +49,10 @@ class IdleWaiter:
 
 
 def read_ahead(audio: Iterator[SourceAudio], waiter: Waiter) -> Iterator[SourceAudio]:
-    """Yield what a separate thread reads from `audio`, a few blocks ahead; an error there is raised here.
+    """Yield what a separate thread reads from `audio`, a few blocks ahead; its errors are raised here.
 
-    The thread ends with the audio or, once nobody iterates any more, after its next block. It cannot be woken from a
-    read, so it is a daemon.
+    The thread ends with the audio or, once nobody iterates any more, after its next block. A blocked read cannot be
+    interrupted, so the thread is a daemon.
     """
     queue: Queue[SourceAudio | Exception | None] = Queue(_READ_AHEAD)
     left = threading.Event()
@@ -89,14 +89,14 @@ def read_ahead(audio: Iterator[SourceAudio], waiter: Waiter) -> Iterator[SourceA
 class FrameQueue:
     """Bounded queue of captured frames that never blocks the capture thread.
 
-    When it is full the oldest half goes at once and one overrun is counted: dropping block by block would
-    leave a slow reader with audio so full of gaps that no window ever fills.
-    Frames carry their place on the capture time line, so the reader sees every gap and its length: what was
-    dropped here, and what a source that stalled for more than `STALL_SECONDS` never delivered.
+    When it is full, the oldest half is dropped at once and one overrun is counted: dropping block by block would
+    give a slow reader audio with so many gaps that no window ever fills. Frames carry their position on the capture
+    time line, so the reader sees every gap and its length, whether frames were dropped here or never delivered by a
+    source that stalled for more than `STALL_SECONDS`.
 
-    One thread calls `put` and `close`, one iterates.
+    One thread calls `put` and `close`, another iterates.
 
-    The stated rate is held against the clock (`RateCheck`).
+    The stated rate is compared with the clock (`RateCheck`).
     """
 
     def __init__(
@@ -149,11 +149,11 @@ class FrameQueue:
         return self._anchor_ns
 
     def read(self, patience_seconds: float | None = None) -> Iterator[SourceAudio]:
-        """Yield what was put until closed.
+        """Yield what was put, until closed.
 
         Raises:
             SourceError: nothing was captured for `patience_seconds`.
-            SscError: what `close` was given.
+            SscError: the error that `close` was given.
         """
         expected: int | None = None
         while True:

@@ -21,11 +21,11 @@ class Microphone:
 
     Args:
         device: PortAudio's name (or part of it) or number; empty for the system's default.
-        queue_seconds: audio kept for a reader that is late.
+        queue_seconds: how much audio is kept for a late reader.
         counters: where overruns are counted.
         clock: the time.
         waiter: how the reader waits.
-        least_channels: open at least so many; two are, where there are two.
+        least_channels: the fewest channels to open; two are opened if the device has two.
 
     Raises:
         MissingExtra: sounddevice is not installed.
@@ -82,7 +82,7 @@ class Microphone:
 
     def _error(self, exc: Exception) -> SourceError:
         reason = " ".join(str(exc).split())
-        if reason.endswith("querying device -1"):  # PortAudio's number for a default that does not exist
+        if reason.endswith("querying device -1"):  # PortAudio's number for a default device that does not exist
             reason = "there is no input device"
         return SourceError(
             f"microphone {self._name!r}: {reason}: list inputs with python -m sounddevice, then give mic:NAME"

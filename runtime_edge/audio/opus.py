@@ -1,8 +1,8 @@
 """Opus as a stream of packets, by the system's libopus. The only file that loads it.
 
-The settings are libopus's best for any kind of sound: application `audio`, complexity 10, variable bit rate. Packets of
-60 ms cost the fewest bytes at low rates; what a chunk has left over goes into shorter ones. Decoded audio is late by
-the encoder's look-ahead, 6.5 ms.
+The settings are libopus's best for any kind of sound: application `audio`, complexity 10, variable bit rate. Packets
+of 60 ms cost the fewest bytes at low rates; the rest of a chunk goes into shorter ones. Decoded audio lags by the
+encoder's look-ahead, 6.5 ms.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Samples = npt.NDArray[np.float32]
 
 RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 MAX_PACKET_BYTES = 1275
-"""Of a packet with one frame of each 20 ms, which is what libopus makes of up to 60 ms: at most three."""
+"""Size limit of one frame: libopus splits a packet of up to 60 ms into frames of 20 ms, at most three."""
 
 _APPLICATION_AUDIO = 2049
 _SET_BITRATE, _SET_VBR, _SET_COMPLEXITY = 4002, 4006, 4010
@@ -47,7 +47,7 @@ class OpusEncoder:
             _library().opus_encoder_destroy(handle)
 
     def encode(self, samples: Samples) -> bytes:
-        """The packets of some more samples, each behind its length. A multiple of 2.5 ms is wanted (UsageError)."""
+        """The packets of the next samples, each after its length. Raises UsageError if not a multiple of 2.5 ms."""
         samples = np.ascontiguousarray(samples, np.float32)
         written = bytearray()
         start = 0
@@ -63,7 +63,7 @@ class OpusEncoder:
 
 
 class OpusDecoder:
-    """The other end of an `OpusEncoder`. Raises UsageError for another rate or without libopus."""
+    """The counterpart of an `OpusEncoder`. Raises UsageError for another rate or without libopus."""
 
     def __init__(self, rate: int) -> None:
         self._handle = _create("decoder", rate)
@@ -74,7 +74,7 @@ class OpusDecoder:
             _library().opus_decoder_destroy(handle)
 
     def decode(self, packets: bytes, samples: int) -> Samples:
-        """Exactly `samples` more samples. Raises FormatError for packets that hold more, fewer, or nonsense."""
+        """Exactly `samples` more samples. Raises FormatError for packets that hold more or fewer, or are malformed."""
         decoded: list[Samples] = []
         left, position = samples, 0
         while position < len(packets):
@@ -112,7 +112,7 @@ def _length(count: int) -> bytes:
 
 
 def _next(packets: bytes, position: int) -> tuple[int, bytes]:
-    """Where the next packet ends, and the packet."""
+    """The position where the next packet ends, and the packet."""
     count = packets[position]
     position += 1
     if count >= _TWO_BYTES:

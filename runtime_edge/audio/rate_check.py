@@ -9,21 +9,23 @@ from runtime_edge.audio.stream import STALL_SECONDS
 
 _LOG = logging.getLogger(__name__)
 _SETTLING_S = 1.0
-"""What a pipe held before anybody read it does not count."""
+"""How long after the start nothing counts: a pipe may hold audio from before anybody read it."""
 _JITTER_S = 0.3
-"""Audio that may come early or late within a span."""
+"""Seconds of audio that may come early or late within a span."""
 _SPANS = ((2.0, 3, 0.02), (20.0, 2, 0.02), (120.0, 3, 0.005))
-"""Seconds, how many in a row must have too much, or too little, and the share that is: gross errors are noticed within
-seconds, one of 4 % within a minute, and one of 0.8 % within six. Sound cards differ by less than 0.1 %."""
+"""For each check, the length of a span in seconds, how many spans in a row must be too high or too low, and by which
+share: gross errors are noticed within seconds, one of 4 % within a minute, and one of 0.8 % within six. Sound cards
+differ by less than 0.1 %.
+"""
 _FLOOD_S = 10.0
-"""Audio ahead of the clock at the end of a stream: a recording, read as if it were live."""
+"""Seconds of audio ahead of the clock at the end of a stream that show it was a recording, read as if it were live."""
 _SHORTEST_S = 0.001
 
 
 class RateCheck:
-    """Counts samples against the clock; says once, and in the counters, when the stated rate is wrong.
+    """Counts samples against the clock; reports once, and in the counters, when the stated rate is wrong.
 
-    A stall does not count: it leaves a gap of its own. Nor does what comes at once behind one, or at the start.
+    A stall does not count: it leaves a gap of its own. Nor does a burst of audio after a stall or at the start.
     """
 
     def __init__(self, rate_hz: int, counters: Counters) -> None:
@@ -34,7 +36,7 @@ class RateCheck:
         self._spans: list[_Spans] = []
 
     def heard(self, count: int, now: float) -> None:
-        """`count` samples have come, by a clock in seconds that never jumps."""
+        """Count samples that have arrived at `now`, in seconds of a clock that never jumps."""
         if self._begun is None or now - self._last > STALL_SECONDS:
             self._begun, self._total, self._spans = now, 0, []
         self._last = now
@@ -46,7 +48,7 @@ class RateCheck:
                 self._wrong(hz)
 
     def ended(self) -> None:
-        """No more come."""
+        """The stream has ended."""
         lasted_s, heard_s = self._last - (self._begun or 0.0), self._total / self._rate_hz
         if heard_s > lasted_s + _FLOOD_S and heard_s > 2 * lasted_s:
             self._wrong(self._total / max(lasted_s, _SHORTEST_S))
@@ -64,16 +66,16 @@ class RateCheck:
 
 
 class _Spans:
-    """Spans of at least `span_s` one after the other, and how many in a row were off in the same direction."""
+    """Consecutive spans of at least `span_s`, and how many in a row were off in the same direction."""
 
     def __init__(self, span_s: float, needed: int, tolerance: float, now: float, total: int) -> None:
         self._span_s, self._needed, self._tolerance = span_s, needed, tolerance
         self._begin = self._run_begin = now, total
         self._run = 0
-        """Spans in a row: above 0 with too much, below with too little."""
+        """Spans in a row: positive with too many samples, negative with too few."""
 
     def wrong_hz(self, now: float, total: int, rate_hz: int) -> float | None:
-        """The rate over a row that is long enough, when one has just ended."""
+        """The measured rate, when a long enough row of spans has just ended; else None."""
         elapsed = now - self._begin[0]
         if elapsed < self._span_s:
             return None

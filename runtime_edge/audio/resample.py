@@ -15,8 +15,8 @@ _NOTHING: NDArray[np.float32] = np.zeros(0, np.float32)
 class Resampler:
     """Band-limited conversion of one mono recording from `source_hz` to `target_hz`, piece by piece.
 
-    The pieces it returns joined are what one call over the whole recording would give, whatever the
-    sizes of the pieces it got. Equal rates pass through and need no library.
+    The pieces it returns, joined, equal the result of one call over the whole recording, whatever the sizes of the
+    pieces it was given. Equal rates pass through and need no library.
 
     Raises:
         MissingExtra: the rates differ and soxr is not installed.

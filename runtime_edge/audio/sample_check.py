@@ -14,14 +14,14 @@ _LOG = logging.getLogger(__name__)
 _JUDGED_AFTER_S = 10.0
 _STRETCH_S = 1.0
 _LOOK_S, _LOOK_SAMPLES = 4.0, 1 << 17
-"""How much is looked at together: between two windows of a device it would take several times as long."""
+"""How much audio is checked at once: checking between any two windows of a device would take several times as long."""
 _LEAST_SHARE = 1e-4
-"""Below, samples beyond full scale are counted and not told: decoders of lossy formats overshoot."""
+"""Share below which samples beyond full scale are counted but not reported: decoders of lossy formats overshoot."""
 _OFFSET = 0.01
 _QUIET = 1e-10
-"""Mean square of channels that are as good as silent."""
+"""Mean square below which channels are as good as silent."""
 _CANCELLED = 0.1
-"""Of the energy that the mix of channels without a relation would have."""
+"""Share of the energy that a mix of unrelated channels would have; below it, the channels cancel each other out."""
 _WRONG = {
     "clipped": "of its samples are beyond full scale, and clipped: scale the recording to [-1, 1]",
     "bad": "of its samples are not numbers, and silenced: look at what wrote it",
@@ -32,9 +32,9 @@ _Floats = NDArray[np.float32]
 
 
 class SampleCheck:
-    """Looks at a source's samples as they pass; `counters` has the counts of every recording.
+    """Checks a source's samples as they pass; `counters` holds the counts of all recordings.
 
-    `averages`: whether channels are mixed, so that they may cancel each other.
+    `averages`: whether channels are averaged, so that they may cancel each other out.
     """
 
     def __init__(self, counters: Counters, averages: bool) -> None:
@@ -42,7 +42,7 @@ class SampleCheck:
         self._begin("", 1)
 
     def begin(self, name: str | None, rate_hz: int) -> None:
-        """Another recording begins, or a stream (None)."""
+        """Begin another recording, or a stream (None)."""
         self.end()
         self._begin(name or "the source", rate_hz)
 
@@ -50,13 +50,13 @@ class SampleCheck:
         self._name, self._rate_hz, self._enough = name, rate_hz, min(_LOOK_S * rate_hz, _LOOK_SAMPLES)
         self._unseen: list[tuple[_Floats, _Floats]] = []
         self._unseen_samples = 0
-        self._samples = 0  # that were looked at
+        self._samples = 0  # samples checked so far
         self._earlier_offset: float | None = None
         self._counts: dict[str, float] = defaultdict(float)
         self._first: dict[str, int] = {}
 
     def mended(self, bad: int, clipped: int, channels: int) -> None:
-        """So many values of the next frames were not numbers, and so many were clipped."""
+        """Note how many values of the next frames were not numbers, and how many were clipped."""
         self._counters.bad_samples += bad
         self._counters.clipped_samples += clipped
         for kind, count in (("bad", bad), ("clipped", clipped)):
@@ -64,14 +64,14 @@ class SampleCheck:
                 self._found(kind, count / channels, self._samples + self._unseen_samples)
 
     def heard(self, frames: _Floats, mono: _Floats) -> None:
-        """Cleaned float32[n, channels] and their mix float32[n]."""
+        """Take cleaned float32[n, channels] and their mix float32[n]."""
         self._unseen.append((frames, mono))
         self._unseen_samples += len(mono)
         if self._unseen_samples >= self._enough:
             self._look()
 
     def _look(self) -> None:
-        """At the whole stretches of what was heard since the last look."""
+        """Check the whole stretches of what was heard since the last check."""
         size = round(_STRETCH_S * self._rate_hz)
         count = self._unseen_samples // size
         if count:
@@ -85,7 +85,7 @@ class SampleCheck:
             self._tell()
 
     def end(self) -> None:
-        """The recording, or the stream, is over."""
+        """End the recording or the stream."""
         self._look()
         self._tell()
 
@@ -95,7 +95,7 @@ class SampleCheck:
             self._first.setdefault(kind, at)
 
     def _judge(self, frames: _Floats, mono: _Floats) -> None:
-        """Stretches (n, samples, channels) and their mixes (n, samples)."""
+        """Check stretches (n, samples, channels) and their mixes (n, samples)."""
         count, size, channels = frames.shape
         cancelled = np.zeros(count, bool)
         if self._averages and channels > 1:

@@ -46,7 +46,7 @@ def open_source(
 ) -> Generator[AudioBlock, None, None]:
     """Open a source; returns a generator of its audio as mono float32 blocks at `sample_rate`. `close()` stops it.
 
-    | spec | what it is | too slow a reader |
+    | spec | source | if the reader is too slow |
     |---|---|---|
     | `mic`, `mic:NAME`, `mic:NUMBER` | the default or a named input, always live | oldest audio dropped |
     | a file | WAV, FLAC, Ogg, MP3 (whatever libsndfile decodes), as far as it can be read | the file waits |
@@ -57,20 +57,20 @@ def open_source(
         spec: see the table.
         sample_rate: rate of the blocks, Hz.
         realtime: pace files as a microphone would; treat stdin as live.
-        loop: start files again at their end, for ever.
+        loop: restart files at their end, for ever.
         speed: with `realtime`, play files this many times as fast as real time.
         stdin_rate: rate of the PCM on stdin, Hz (default: `sample_rate`).
         stdin_channels: interleaved channels on stdin.
         stdin_fd: the file descriptor read for `-`.
-        channel: what is made of several channels: their `mean`, the `loudest`, or one by its number, from 1 on.
-        queue_seconds: audio a live source keeps for a reader that is late; at least twice the window.
-        block_s: length of the blocks of a file, about; those of live sources are of 0.1 s.
-        counters: what is counted; a fresh one when not given.
+        channel: which one to take of several: their `mean`, the `loudest`, or one by its number, from 1 on.
+        queue_seconds: how much audio a live source keeps for a late reader; at least twice the window.
+        block_s: approximate length of the blocks of a file; those of live sources are 0.1 s long.
+        counters: where things are counted; a fresh one by default.
         clock: the time and the sleep that paces files.
-        waiter: how whoever iterates waits for a microphone or for stdin; by default it does nothing else meanwhile.
+        waiter: how the iterating code waits for a microphone or for stdin; by default it does nothing else meanwhile.
 
     Raises:
-        UsageError: an option out of range or not for this source.
+        UsageError: an option is out of range or does not apply to this source.
         SourceError: nothing at `spec`, or (also while reading) audio that cannot be read or has ended badly.
         MissingExtra: the source needs a library that is not installed.
     """
@@ -91,8 +91,8 @@ def open_source(
 def _open_stdin(
     fd: int, rate_hz: int, channels: int, live_s: float | None, counters: Counters, clock: Clock, waiter: Waiter
 ) -> tuple[Iterator[SourceAudio], Callable[[], int]]:
-    """PCM as it comes, of which `live_s` seconds are kept for a late reader (None: the pipe waits for the reader); and
-    what says when its first sample was captured.
+    """PCM as it arrives, of which `live_s` seconds are kept for a late reader (None: the pipe waits for the reader),
+    and a function that says when its first sample was captured.
     """
     _check_range("stdin rate", rate_hz, MIN_RATE_HZ, MAX_RATE_HZ)
     if live_s is None:
@@ -129,10 +129,10 @@ def open_watched(
     clock: Clock = SYSTEM_CLOCK,
     waiter: Waiter | None = None,
 ) -> Generator[AudioBlock, None, None]:
-    """The recordings that come into a directory, each once, when it is complete; it never ends by itself.
+    """Open the recordings that arrive in a directory, each once, when it is complete; the source never ends.
 
-    What was read is remembered in the file `memory`. One that cannot be read is skipped, logged and counted. The other
-    parameters are those of `open_source`. Raises UsageError and SourceError as that does, here already.
+    What was read is remembered in the file `memory`. A recording that cannot be read is skipped, logged and counted.
+    The other parameters are those of `open_source`. Raises UsageError and SourceError likewise, before iteration.
     """
     _check_options(str(directory), sample_rate, realtime, False, speed, 1.0)
     folder, mixer = WatchedFolder(directory, memory, clock.monotonic), Mixer(channel)
@@ -140,7 +140,7 @@ def open_watched(
     pace, faults = speed if realtime else None, Faults(counters)
 
     def blocks_of(path: Path) -> Iterator[AudioBlock]:
-        """Each recording has a time line of its own."""
+        """Each recording gets a time line of its own."""
         raws = read_file(path, block_s, faults, mixer.least_channels)
         return to_blocks(raws, sample_rate, counters, clock.wall_ns, clock, pace, mixer)
 
@@ -164,7 +164,7 @@ def _watched(
 
 
 def is_live(spec: str, realtime: bool) -> bool:
-    """Whether a source brings audio by itself, so that it is a fault when it brings none."""
+    """Whether a source should deliver audio all the time, so that silence from it is a fault."""
     return _is_microphone(spec) or (spec == "-" and realtime)
 
 

@@ -33,7 +33,7 @@ def read_pcm16(fd: int, rate_hz: int, channels: int, counters: Counters) -> Iter
         data = _read(fd, block_bytes)
         pending, ended = pending + data, not data
         if starts and len(pending) < decisive_bytes(pending) and not ended:
-            continue  # a container is known by its first bytes
+            continue  # wait for more: the first bytes may identify a container
         if starts and (container := recognised(pending)):
             raise SourceError(f"stdin: holds {container}, not raw 16-bit PCM: name the file instead of -")
         if whole := len(pending) - len(pending) % frame_bytes:
@@ -46,9 +46,9 @@ def read_pcm16(fd: int, rate_hz: int, channels: int, counters: Counters) -> Iter
 
 
 def capture_pcm16(fd: int, rate_hz: int, channels: int, queue: FrameQueue, counters: Counters) -> None:
-    """Start a thread that moves PCM from `fd` into `queue` as it comes.
+    """Start a thread that moves PCM from `fd` into `queue` as it arrives.
 
-    The thread ends with the stream; it cannot be woken from a read, so it is a daemon.
+    The thread ends with the stream; a blocked read cannot be interrupted, so the thread is a daemon.
     """
 
     def run() -> None:
@@ -65,7 +65,7 @@ def capture_pcm16(fd: int, rate_hz: int, channels: int, queue: FrameQueue, count
 
 
 def _read(fd: int, size: int) -> bytes:
-    # Not sys.stdin.buffer: a thread blocked in it holds a lock that the interpreter wants at its exit.
+    # Not sys.stdin.buffer: a thread blocked in it holds a lock that the interpreter needs when it exits.
     try:
         return os.read(fd, size)
     except OSError as exc:

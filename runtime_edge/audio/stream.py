@@ -19,11 +19,11 @@ _LOG = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 0.1
 STALL_SECONDS = 2.0
-"""A live source that is silent for longer leaves a gap; a clock that is further off than this was set."""
+"""A live source that delivers nothing for longer leaves a gap; a wall clock that is further off than this was set."""
 _STEP_NS = round(STALL_SECONDS * 1e9)
 _HALF_LIFE_S = 10.0
 _LOOK_S = 1.0
-"""How often the wall clock is looked at."""
+"""How often the wall clock is checked."""
 
 
 class SourceAudio(msgspec.Struct, frozen=True):
@@ -32,10 +32,10 @@ class SourceAudio(msgspec.Struct, frozen=True):
     Attributes:
         frames: float32[n, channels], any values.
         rate_hz: their sample rate.
-        starts: whether they do not continue the previous frames (a new file, or after a gap).
-        gap_frames: frames missing before these.
+        starts: whether they start anew instead of continuing the previous frames (a new file, or after a gap).
+        gap_frames: how many frames are missing before these.
         captured_at: when a live source delivered them, monotonic seconds.
-        recording: the file they are from; None for live sources and pipes.
+        recording: the file they come from; None for live sources and pipes.
     """
 
     frames: NDArray[np.float32]
@@ -47,9 +47,9 @@ class SourceAudio(msgspec.Struct, frozen=True):
 
 
 class Mixer:
-    """Makes one channel of many: their mean, one of them (a number from 1 on), or the loudest.
+    """Mixes many channels down to one: their mean, one of them (a number from 1 on), or the loudest.
 
-    The loudest is the one with twice the energy of the chosen one over the last seconds, offsets left out.
+    `loudest` switches to a channel with twice the energy of the current one over the last seconds, without offsets.
 
     Raises:
         UsageError: `channel` is none of these.
@@ -60,17 +60,17 @@ class Mixer:
         if self._number == 0 or not (channel.isdecimal() or channel in ("mean", "loudest")):
             raise UsageError(f"channel {channel!r}: give mean, loudest, or a number: 1 is the first")
         self.least_channels = self._number or 1
-        """How many a source must have."""
+        """How many channels a source must have."""
         self.averages, self._loudest = channel == "mean", channel == "loudest"
         self._energy: NDArray[np.float64] = np.zeros(0)
         self._chosen = 0
 
     def restart(self) -> None:
-        """Another recording begins, with channels of its own."""
+        """Begin another recording, with channels of its own."""
         self._energy, self._chosen = np.zeros(0), 0
 
     def mix(self, frames: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
-        """float32[n] of clean float32[n, channels]."""
+        """Mix clean float32[n, channels] to float32[n]."""
         channels = frames.shape[1]
         if channels == 1:
             return np.ascontiguousarray(frames[:, 0])
@@ -103,8 +103,8 @@ def to_mono(frames: NDArray[np.float32], counters: Counters) -> NDArray[np.float
 
 
 def clean(frames: NDArray[np.float32]) -> tuple[NDArray[np.float32], int, int]:
-    """The same float32[n, channels] where all are in [-1, 1]; otherwise others, and how many were NaN or infinite, and
-    how many were clipped.
+    """The same float32[n, channels] if all values are in [-1, 1], else a cleaned copy; and how many values were NaN or
+    infinite, and how many were clipped.
     """
     if not frames.size or _within_bounds(frames):
         return frames, 0, 0
@@ -115,7 +115,7 @@ def clean(frames: NDArray[np.float32]) -> tuple[NDArray[np.float32], int, int]:
 
 
 def _within_bounds(frames: NDArray[np.float32]) -> bool:
-    """NaN is not, and it is what `argmax` finds first."""
+    """Whether all values are in [-1, 1]; NaN is not, and `argmax` finds it first."""
     values = frames.reshape(-1)
     return bool(values[values.argmax()] <= 1.0 and values[values.argmin()] >= -1.0)
 
@@ -131,10 +131,10 @@ def to_blocks(
 ) -> Generator[AudioBlock, None, None]:
     """Mix, resample and time `raws`.
 
-    Capture time is `anchor_ns()`, read when the first samples arrive, advanced by the samples since then. When the
-    wall clock is set meanwhile, times follow it. With `pace` the blocks come no sooner than they would from a
-    microphone running `pace` times as fast as real time, and capture time runs as fast; a reader that is late is never
-    waited for and nothing is dropped.
+    Capture time is `anchor_ns()`, read when the first samples arrive, plus the duration of the samples since then. If
+    the wall clock is set meanwhile, times follow it. With `pace` blocks come no sooner than from a microphone running
+    `pace` times as fast as real time, and capture time runs as fast; a late reader never makes it wait, and nothing is
+    dropped.
     """
     ns_per_sample = 1e9 / (sample_rate * (pace or 1.0))
     anchor, started, position, wall, looked_at = 0, 0.0, 0, WallClock(clock, counters), -math.inf
@@ -161,14 +161,14 @@ def to_blocks(
 
 
 class WallClock:
-    """Notices that the wall clock was set, against the clock that never jumps."""
+    """Notices when the wall clock is set, by comparing it with a clock that never jumps."""
 
     def __init__(self, clock: Clock, counters: Counters) -> None:
         self._clock, self._counters = clock, counters
         self._ahead_ns = self._now_ahead_ns()
 
     def step_ns(self) -> int:
-        """By how much it was set since this was last asked; 0 for what may be a correction of its rate."""
+        """By how much it was set since the last call; 0 for what may be a correction of its rate."""
         ahead_ns = self._now_ahead_ns()
         step_ns = ahead_ns - self._ahead_ns
         if abs(step_ns) < _STEP_NS:
@@ -180,12 +180,12 @@ class WallClock:
         return step_ns
 
     def _now_ahead_ns(self) -> int:
-        """The wall clock before the one that never jumps."""
+        """How far the wall clock is ahead of the one that never jumps."""
         return self._clock.wall_ns() - round(self._clock.monotonic() * 1e9)
 
 
 class _Piece(msgspec.Struct, frozen=True):
-    """float32[m] with m >= 1, the samples missing before them, when they were captured, and what begins with them."""
+    """float32[m] with m >= 1, the samples missing before them, when they were captured, the recording they begin."""
 
     samples: NDArray[np.float32]
     gap: int
@@ -194,7 +194,7 @@ class _Piece(msgspec.Struct, frozen=True):
 
 
 def _resampled(raws: Iterable[SourceAudio], sample_rate: int, counters: Counters, mixer: Mixer) -> Iterator[_Piece]:
-    """Each recording has its own filter."""
+    """Mix and resample; each recording has a filter of its own."""
     resampler: Resampler | None = None
     gap, captured_at, begins, check = 0, None, None, SampleCheck(counters, mixer.averages)
     try:

@@ -18,14 +18,14 @@ class AudioWindow(msgspec.Struct, frozen=True):
     """One analysis window (docs/method.md, section 1).
 
     Attributes:
-        index: place on the stream's time line, in hops. It never repeats; audio that was dropped or gated
-            leaves its indices unused.
+        index: position on the stream's time line, in hops. It never repeats; audio that was dropped or gated
+        leaves its indices unused.
         capture_time_ns: capture time of the end of the last sample, ns since 1970.
         samples: float32[window_samples] in [-1, 1], a view into the windower's buffer: valid until the next
             window is asked for or the next block is pushed. Copy it to keep it.
-        ready_at: when its last block was, monotonic seconds.
+        ready_at: when its last block was ready, monotonic seconds.
         file: the audio file that holds its first sample; None for live sources and pipes.
-        file_offset: place of its first sample in that file, in samples at the stream's rate.
+        file_offset: position of its first sample in that file, in samples at the stream's rate.
         file_began: when that file's first sample was recorded, if the file says so.
     """
 
@@ -42,15 +42,15 @@ class Windower:
     """Cuts a stream into windows of `window_samples`, one every `hop_samples`.
 
     The samples lie in one buffer allocated at the start; a window is a view of it. Windows never span a gap or two
-    recordings: after one, filling restarts. The tail of a recording or stream that fills no window is left out, except
-    that one too short for even one window gives one, padded with zeros.
+    recordings: filling restarts after either. The tail of a recording or stream that fills no window is dropped, but
+    one too short for even a single window gives one window, padded with zeros.
 
     Args:
         window_samples: length of a window.
         hop_samples: distance between the starts of two windows; may be larger than the window.
-        gate_db: windows whose RMS level without their mean is below this, in dB relative to 1.0, are counted and not
-            handed out.
-        counters: what is counted; a fresh one when not given.
+        gate_db: windows whose RMS level, without their mean, is below this, in dB relative to 1.0, are counted but not
+        handed out.
+        counters: where windows are counted; a fresh one by default.
 
     Raises:
         UsageError: a length below 1, or a gate that is not a number.
@@ -71,7 +71,7 @@ class Windower:
         self._window = window_samples
         self._hop = hop_samples
         self._gate_energy = 0.0 if gate_db is None else window_samples * 10.0 ** (gate_db / 10.0)
-        # Twice the window at least: moving the live samples to the front then never overlaps itself.
+        # At least twice the window, so that moving the live samples to the front never overlaps itself.
         self._buffer = np.zeros(4 * window_samples, np.float32)
         self._start = 0  # of the window being filled
         self._fill = 0  # samples in it
@@ -82,8 +82,8 @@ class Windower:
         self._end_time_ns = 0
         self._ready_at = 0.0
         self._recording: Recording | None = None
-        self._recording_begin = 0  # on the time line
-        self._whole = True  # nothing came out of the stream or recording yet, and nothing of it is missing
+        self._recording_begin = 0  # position of the recording's start on the time line
+        self._whole = True  # the stream or recording has given no window yet, and none of it is missing
 
     def windows(self, blocks: Iterable[AudioBlock]) -> Iterator[AudioWindow]:
         """Yield every window of a whole stream."""
@@ -92,7 +92,7 @@ class Windower:
         yield from self.flush()
 
     def push(self, block: AudioBlock) -> Iterator[AudioWindow]:
-        """Take one block and yield the windows it completes. Exhaust it before the next push."""
+        """Take one block and yield the windows it completes. Exhaust the iterator before the next push."""
         if block.gap_samples:
             self._jump(block.gap_samples)
         if block.begins is not None:
@@ -120,7 +120,7 @@ class Windower:
             yield from self.flush()
 
     def flush(self) -> Iterator[AudioWindow]:
-        """End the stream, or recording: yield the one padded window of one that was too short, else nothing."""
+        """End the stream or recording: yield one padded window if it was too short for any, else nothing."""
         if self._whole and self._fill:
             self._buffer[self._start + self._fill : self._start + self._window] = 0.0
             yield from self._emit()
@@ -150,7 +150,7 @@ class Windower:
             self._start = 0
 
     def _jump(self, gap_samples: int) -> None:
-        """Restart after a gap, or where a recording begins, at the index the time line has reached."""
+        """Restart after a gap, or at the start of a recording, at the index that the time line has reached."""
         self._whole = False
         self._position += gap_samples
         self._index = max(self._apart, -(-self._position // self._hop))
@@ -158,7 +158,7 @@ class Windower:
 
 
 def joined(pieces: Sequence[tuple[int, NDArray[np.int16]]], most: int) -> NDArray[np.int16]:
-    """At most so many samples, of pieces at places on the time line, in order; silence where none is."""
+    """At most `most` samples from pieces at positions on the time line, in order; silence in between."""
     if not pieces:
         return np.zeros(0, np.int16)
     first, (last, tail) = pieces[0][0], pieces[-1]
@@ -171,6 +171,6 @@ def joined(pieces: Sequence[tuple[int, NDArray[np.int16]]], most: int) -> NDArra
 
 
 def _energy(samples: NDArray[np.float32]) -> float:
-    """Without the mean: what a converter adds to every sample is not sound."""
+    """Mean square without the mean: a constant offset from the converter is not sound."""
     around = samples - samples.mean()
     return float(np.dot(around, around))

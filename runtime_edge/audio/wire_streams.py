@@ -1,8 +1,8 @@
-"""The waveform on the wire without sending twice what two windows share: plain, as FLAC, or as Opus.
+"""The waveform on the wire, without sending the overlap of two windows twice: plain, as FLAC, or as Opus.
 
-Windows overlap. A frame of a stream carries the samples that are new since the window before it; the first one, and
-each after a gap, restarts with the whole window. The other end puts windows together again, so it needs every frame
-of a stream in order; one whose predecessor is missing is refused, and the device restarts.
+Windows overlap. A frame of a stream carries only the samples that are new since the previous window; the first frame,
+and each one after a gap, restarts with the whole window. The receiver reassembles the windows, so it needs every frame
+of a stream in order; a frame whose predecessor is missing is refused, and the device restarts the stream.
 
     payload = starts a stream? 0 : 1   (one byte), then PCM16, FLAC frames, or Opus packets behind their lengths
 """
@@ -25,7 +25,7 @@ _STARTS, _CONTINUES = 0, 1
 
 
 class AudioStreamEncoder:
-    """Frames' payloads of one device's waveform.
+    """Encodes the waveform of one device into payloads of frames.
 
     Args:
         encoding: one of `STREAMS`.
@@ -34,7 +34,7 @@ class AudioStreamEncoder:
         kbps: bit rate of Opus, kbit/s.
 
     Raises:
-        UsageError: a window or rate that the encoding cannot have, or its library is missing.
+        UsageError: the encoding does not support the window or rate, or its library is missing.
     """
 
     def __init__(self, encoding: str, rate: int, window_samples: int, hop_samples: int, kbps: float) -> None:
@@ -47,7 +47,7 @@ class AudioStreamEncoder:
         self._last: int | None = None
 
     def encode(self, samples: Samples, index: int, alone: bool) -> bytes:
-        """The payload of window `index` (samples,); `alone`: it may arrive at any time, so it must not lean on others.
+        """The payload of window `index` (samples,); `alone`: it may arrive at any time, so it must be self-contained.
 
         NaN becomes silence.
         """
@@ -59,31 +59,31 @@ class AudioStreamEncoder:
         return bytes((_CONTINUES if continues else _STARTS,)) + self._code(clean)
 
     def restart(self) -> None:
-        """The decoder has lost the stream: start a new one with the next window."""
+        """Start a new stream with the next window, because the decoder has lost this one."""
         self._last = None
 
 
 class AudioStreamDecoder:
-    """Windows from payloads; one for each stream. Takes frames in order, and the latest one again.
+    """Turns payloads into windows; one for each stream. Takes frames in order, and the latest one again.
 
-    An earlier window that does not continue another one, as a spool holds it, is read beside the stream.
+    An earlier window that does not continue another one, such as one from a spool, is decoded apart from the stream.
     """
 
     def __init__(self, encoding: str, rate: int, window_samples: int, hop_samples: int) -> None:
-        """Raises UsageError for a rate the encoding cannot have, or when its library is missing."""
+        """Raises UsageError if the encoding does not support the rate, or if its library is missing."""
         self._encoding, self._rate, self._hop = encoding, rate, hop_samples
         self._code = _decoder(encoding, rate)
         self._window = np.zeros(window_samples, np.float32)
         self._index: int | None = None
 
     def join(self, index: int) -> None:
-        """Take window `index` next, though it goes on from one that is not here: as if silence had come before it."""
+        """Accept window `index` next although its predecessor is missing, as if silence had come before it."""
         if self._index != index - 1:
             self._code, self._index = _decoder(self._encoding, self._rate), index - 1
             self._window = np.zeros_like(self._window)
 
     def decode(self, payload: bytes, index: int) -> Samples:
-        """Window `index`, (1, samples) float32. Raises FrameError for a frame that cannot be understood."""
+        """Window `index`, (1, samples) float32. Raises FrameError for a frame that cannot be decoded."""
         if index == self._index:
             return self._window[None]
         if payload[:1] not in (b"\0", b"\1"):
@@ -107,7 +107,7 @@ class AudioStreamDecoder:
 
 
 def _encoder(encoding: str, rate: int, kbps: float) -> Callable[[Samples], bytes]:
-    """What codes samples in this way, with nothing remembered."""
+    """A function that encodes samples and keeps no state between calls."""
     if encoding == "opus":
         return OpusEncoder(rate, kbps).encode
     if encoding == "flac":
@@ -118,7 +118,7 @@ def _encoder(encoding: str, rate: int, kbps: float) -> Callable[[Samples], bytes
 
 
 def _decoder(encoding: str, rate: int) -> Callable[[bytes, int], Samples]:
-    """What turns bytes into so many samples; raises FormatError."""
+    """A function that decodes bytes into a given number of samples; raises FormatError."""
     if encoding == "opus":
         return OpusDecoder(rate).decode
     if encoding == "flac":

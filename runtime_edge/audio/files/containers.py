@@ -1,8 +1,8 @@
 """The length that a container states, compared with the file.
 
-A recorder that lost power, a pipe or a file beyond 4 GiB leaves a wrong length, and libsndfile then reads too little
-or nothing. `examine` detects this and says which bytes of the header must be replaced; `PatchedFile` reads with these
-bytes replaced.
+A recorder that lost power, a pipe, or a file beyond 4 GiB leaves a wrong length, and libsndfile then reads too little
+or nothing. `examine` detects this and says which bytes of the header must be replaced; `PatchedFile` reads the file
+with these bytes replaced.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from runtime_edge.audio.files.rare_containers import rare_length
 _MAX_CHUNKS = 1_000
 _MAX_CHUNK_BYTES = 1 << 16
 _FLAC_LENGTH = 21
-"""Where in a FLAC file the four low bits and the four bytes are that hold its number of frames."""
+"""Position in a FLAC file of the four low bits and four bytes that hold its number of frames."""
 _UNKNOWN = 0xFFFF_FFFF
 _FAR, _FAR_ZEROS = 64, 128
-"""How many times as long a file with an open end seems, and how much of that end can be read: a tag may be there."""
+"""How many times its length an open-ended file seems to have, and how many zeros can be read at its seeming end."""
 _BEHIND_AUDIO = frozenset(
     b"LIST guan bext iXML id3\x20 ID3\x20 cue\x20 smpl fact JUNK junk PAD\x20 FLLR axml cart afsp levl PEAK acid inst "
     b"_PMX DISP wamd minf elm1 regn umid COMT MARK INST NAME AUTH ANNO APPL (c)\x20 MIDI FVER info free strg mark pakt "
@@ -39,29 +39,29 @@ class Container(msgspec.Struct, frozen=True):
     """A file's container, as far as its length goes."""
 
     wrong: str | None = None
-    """What is wrong with the length, in words."""
+    """What is wrong with the length, in words; None if nothing."""
     patches: dict[int, bytes] = {}
-    """What must be read instead of the file's own bytes, by position."""
+    """Bytes to read in place of the file's own, by position."""
     frames: int | None = None
-    """How many a FLAC file says it has; None when it does not say, and for other formats."""
+    """The number of frames that a FLAC file states; None if it states none, and for other formats."""
     open_end: bool = False
-    """Whether libsndfile would guess the length, and stop there: then `PatchedFile` must hide where the file ends."""
+    """Whether libsndfile would guess the length and stop there; `PatchedFile` must then hide where the file ends."""
     decode_for_length: bool = False
-    """Whether the length that libsndfile states is a guess, or that of more than there is."""
+    """Whether the length that libsndfile states is a guess, or exceeds what the file holds."""
     end: int | None = None
-    """Where the file must seem to end: what follows is a tag, or less than a sample. None for where it does."""
+    """Where the file must seem to end, if a tag or an incomplete sample follows. None for its real end."""
     unread: str | None = None
-    """What of the file is not read, in words."""
+    """Which part of the file is not read, in words."""
 
 
 class _Chunks(NamedTuple):
-    """How a container's chunks are written."""
+    """How a container writes its chunks."""
 
     first: int
     header: struct.Struct
-    """Of a chunk: its name, its length."""
+    """Layout of a chunk's header: its name, its length."""
     audio: bytes
-    """The first four bytes of the name of the chunk with the samples."""
+    """The first four bytes of the name of the chunk that holds the samples."""
     align: int = 2
     counts_header: bool = False
 
@@ -84,7 +84,7 @@ _CAF = _Chunks(8, struct.Struct(">4sq"), b"data", align=1)
 
 
 def examine(path: Path) -> Container:
-    """Hold the length that a file states against the file. Raises OSError."""
+    """Compare the length that a file states with the file. Raises OSError."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(_FLAC_LENGTH + 5)
@@ -108,7 +108,7 @@ def examine(path: Path) -> Container:
 
 
 def chunk(path: Path, name: bytes) -> bytes | None:
-    """The contents of a WAV file's first chunk of this name, up to 64 KiB; None without one. Raises OSError."""
+    """The contents of a WAV file's first chunk of this name, up to 64 KiB; None if there is none. Raises OSError."""
     with path.open("rb") as file:
         size, head = os.fstat(file.fileno()).st_size, file.read(12)
         kind = _CHUNKS.get((head[:4], head[8:12]))
@@ -120,7 +120,7 @@ def chunk(path: Path, name: bytes) -> bytes | None:
 
 
 def _flac(file: BinaryIO, head: bytes, size: int) -> Container:
-    """Read to its last frame whatever it states, which is compared afterwards. Tags behind it are not part of it."""
+    """A FLAC is read to its last frame, then compared with the length it states. Tags after it are not audio."""
     if len(head) < _FLAC_LENGTH + 5:
         return Container()
     low = head[_FLAC_LENGTH]
@@ -139,7 +139,7 @@ def _rare(file: BinaryIO, size: int) -> Container:
 
 
 def _ogg(file: BinaryIO, size: int) -> Container:
-    """A stream that was closed ends with a whole page that says it is the last."""
+    """A stream that was closed ends with a whole page marked as the last."""
     found = ogg_end(file, size)
     if found.again:
         return Container(unread="another stream follows the first: it is not read, take them apart")
@@ -151,7 +151,9 @@ def _ogg(file: BinaryIO, size: int) -> Container:
 
 
 def _mpeg(file: BinaryIO, size: int) -> Container:
-    """Without a stated length the bit rate of the first frame would decide; of several files in one, the first."""
+    """Without a stated length, libsndfile would guess it from the first frame's bit rate; of several files
+    joined together it would read only the first.
+    """
     length = mpeg.stated_length(file)
     if length is None:
         return _rare(file, size)
@@ -186,7 +188,7 @@ def _chunked(file: BinaryIO, magic: bytes, size: int, kind: _Chunks) -> Containe
         if long_length is not None and stated == _UNKNOWN:
             stated = long_length[1]
         held = size - begin
-        if kind is _CAF and stated == -1:  # allowed there, and not read by every libsndfile
+        if kind is _CAF and stated == -1:  # the format allows this, but not every libsndfile reads it
             return Container(None, _patches(kind, magic, begin, held, None))
         whole = 0 <= stated < held and not stated % frame_bytes and _only_chunks(file, begin + stated, size, kind)
         if held <= 0 or stated == held or whole:
@@ -205,7 +207,7 @@ def _wrong(stated: int, held: int) -> str:
 
 
 def _patches(kind: _Chunks, magic: bytes, begin: int, held: int, long_length_at: int | None) -> dict[int, bytes]:
-    """What makes libsndfile read the audio from `begin` to the end of the file."""
+    """The patches that make libsndfile read the audio from `begin` to the end of the file."""
     if kind is _W64:
         return {begin - 8: struct.pack("<q", held + kind.header.size)}
     if kind is _CAF:
@@ -216,12 +218,12 @@ def _patches(kind: _Chunks, magic: bytes, begin: int, held: int, long_length_at:
         return {begin - 4: bytes(4)}
     if long_length_at is not None:
         return {long_length_at: struct.pack("<q", held), begin - 4: struct.pack("<I", _UNKNOWN)}
-    # What a WAV looks like that was never closed: libsndfile reads it to the end of the file, beyond 4 GiB, too.
+    # Make it look like a WAV that was never closed: libsndfile reads that to the end of the file, even beyond 4 GiB.
     return {4: struct.pack(f"{_order(magic)}I", 8), begin - 4: bytes(4)}
 
 
 def _walk(file: BinaryIO, position: int, size: int, kind: _Chunks) -> Iterator[tuple[bytes, int, int]]:
-    """Name, position of the contents and stated length of each chunk from a position on."""
+    """Name, position of the contents and stated length of each chunk, starting at `position`."""
     for _ in range(_MAX_CHUNKS):
         file.seek(position)
         if len(head := file.read(kind.header.size)) < kind.header.size:
@@ -237,7 +239,7 @@ def _walk(file: BinaryIO, position: int, size: int, kind: _Chunks) -> Iterator[t
 
 
 def _only_chunks(file: BinaryIO, position: int, size: int, kind: _Chunks) -> bool:
-    """Whether what follows the audio is chunks or a tag, rather than more audio."""
+    """Whether only chunks or a tag follow the audio, rather than more audio."""
     padding = -(position - kind.first) % kind.align
     file.seek(position)
     if file.read(padding).strip(b"\0"):
@@ -251,7 +253,7 @@ def _only_chunks(file: BinaryIO, position: int, size: int, kind: _Chunks) -> boo
     for name, begin, length in _walk(file, position, size, kind):
         if name[:4] in _MAGICS:  # another recording
             return False
-        known = name[:4] in _BEHIND_AUDIO  # perhaps cut short, and still no audio
+        known = name[:4] in _BEHIND_AUDIO  # perhaps cut short, but certainly not audio
         text = name[:4].isascii() and name[:4].decode().isprintable()
         if not known and not (text and 0 <= length <= size - begin):
             return False
@@ -264,8 +266,8 @@ class PatchedFile(io.RawIOBase):
     Args:
         path: the file.
         patches: bytes by position.
-        open_end: whether it seems to go on for long, where nothing can be read but some zeros at its end.
-        end: where it seems to end; None for where it does.
+        open_end: whether it seems to go on for long; nothing can be read there but some zeros at the very end.
+        end: where it seems to end; None for its real end.
 
     Raises:
         OSError: it cannot be opened.
@@ -289,15 +291,15 @@ class PatchedFile(io.RawIOBase):
         super().close()
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As in any file; it stays where it is when a damaged header asks for a place that there is not."""
+        """As in any file; the position stays unchanged when a damaged header asks for one that does not exist."""
         if whence == io.SEEK_END:
             offset, whence = self._end + offset, io.SEEK_SET
         try:
@@ -310,7 +312,7 @@ class PatchedFile(io.RawIOBase):
         return self._file.tell()
 
     def readinto(self, buffer: Any) -> int:
-        """As in any file, patched; a disk that fails is the end of the file."""
+        """As in any file, with the patches; a disk error counts as the end of the file."""
         begin = self._file.tell()
         view = memoryview(buffer).cast("B")[: max(0, self._end - begin)]
         try:

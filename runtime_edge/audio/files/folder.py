@@ -13,7 +13,7 @@ from runtime_edge.errors import SourceError
 _PLAIN = frozenset([".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"])
 AUDIO_SUFFIXES = _PLAIN | {".flac", ".ogg", ".oga", ".opus", ".mp3"}
 _UNREAD_SUFFIXES = frozenset([".m4a", ".aac", ".wma", ".amr", ".ape", ".wv", ".mka", ".ac3", ".dsf"])
-"""Of recordings that cannot be read: they are tried, so that their loss is told and counted."""
+"""Suffixes of recordings that cannot be read: they are tried anyway, so that their loss is reported and counted."""
 _HIDDEN_DIRECTORIES = frozenset(
     (
         "$recycle.bin",
@@ -35,18 +35,18 @@ _HIDDEN_DIRECTORIES = frozenset(
 _UNFINISHED = frozenset(
     [".part", ".partial", ".tmp", ".temp", ".incomplete", ".download", ".crdownload", ".opdownload", ".filepart"]
 )
-"""Before the suffix of a file, or at the end of a directory's name: still being written."""
+"""Marks of unfinished files: before a file's suffix, or at the end of a directory's name."""
 _LOG = logging.getLogger(__name__)
 
 
 def audio_files(directory: Path) -> list[Path]:
     """All recordings below `directory`, known by their suffix, sorted by path.
 
-    Names that begin with a dot or a tilde, the trash of the usual systems, unfinished downloads (`a.part.wav`), and
-    what is below such a directory are left out; links to directories are not followed.
+    Left out are names that begin with a dot or a tilde, the trash folders of common systems, unfinished downloads
+    (`a.part.wav`), and everything below such a directory; links to directories are not followed.
 
     Raises:
-        SourceError: there is none.
+        SourceError: there are no recordings.
     """
     found = sorted(recordings_below(directory), key=lambda path: os.fsencode(path.as_posix()))
     if not found:
@@ -56,16 +56,16 @@ def audio_files(directory: Path) -> list[Path]:
 
 
 def is_recording(path: Path) -> bool:
-    """Whether a path is a file that its owner can mean as a recording, by its name.
+    """Whether a path, judging by its name, is a file that its owner may mean as a recording.
 
-    A broken link is one, too: it is tried, so that the loss is reported and counted.
+    A broken link counts too: it is tried, so that the loss is reported and counted.
     """
     known = path.suffix.lower() in AUDIO_SUFFIXES | _UNREAD_SUFFIXES
     return known and not is_hidden(path.name) and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or directory of this name was put out of sight, by its owner or their system, or is unfinished."""
+    """Whether a file or directory of this name was hidden by its owner or their system, or is unfinished."""
     parts = Path(name.lower()).suffixes
     if name.startswith((".", "~")) or name.lower() in _HIDDEN_DIRECTORIES:
         return True
@@ -73,12 +73,14 @@ def is_hidden(name: str) -> bool:
 
 
 def recordings_below(directory: Path, tell: Callable[[OSError], object] | None = None) -> Iterator[Path]:
-    """The same in no order, and perhaps none; `tell` says that a directory cannot be listed [default: `unreadable`]."""
+    """All recordings below `directory` in no particular order, perhaps none; `tell` is called for a directory that
+    cannot be listed [default: `unreadable`].
+    """
     for folder, folders, names in os.walk(directory, onerror=tell or unreadable):
         folders[:] = [name for name in folders if not is_hidden(name)]
         yield from filter(is_recording, (Path(folder, name) for name in names))
 
 
 def unreadable(error: OSError) -> None:
-    """Say that a directory cannot be listed."""
+    """Log that a directory cannot be listed."""
     _LOG.warning("%s: cannot be listed (%s): its files are left out", shown(Path(error.filename)), error.strerror)

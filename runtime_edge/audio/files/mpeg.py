@@ -8,13 +8,13 @@ from typing import BinaryIO, NamedTuple
 HEADER_BYTES = 7
 _LONGEST_FRAME = 1 << 13
 _SEARCHED = 1 << 16
-"""Padding between a tag and the first frame is no longer than this."""
+"""The most padding there can be between a tag and the first frame, bytes."""
 _ID3_BYTES = 10
 _ID3_FOOTER = 0x10
 _ID3_1_BYTES = 128
-"""Of the first version, at the end."""
+"""Length of an ID3 tag of version 1, which stands at a file's end."""
 _APE_BYTES = 32
-"""Of an APE tag's header, and of its footer."""
+"""Length of an APE tag's header, and of its footer."""
 _APE_HAS_HEADER = 0x80
 _TAG = re.compile(rb"Xing|Info")
 _TAG_WITHIN = 64
@@ -22,22 +22,22 @@ _HAS_FRAMES, _HAS_BYTES = 1, 2
 _LAYER_2_KBPS = (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384)
 _LAYER_3_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _LOW_KBPS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
-"""Of both layers, at the low sample rates."""
+"""Bit rates of both layers at the low sample rates."""
 
 
 class MpegLength(NamedTuple):
     """The length that an MP3 file states in the tag within its first frame."""
 
     begin: int
-    """Of the first frame."""
+    """Position of the first frame."""
     tag_at: int | None
-    """Where the tag is; None without one, or where it does not say how many frames there are."""
+    """Position of the tag; None if there is none, or if it does not state the number of frames."""
     stated: int | None
-    """Bytes from `begin` on; None where it does not say."""
+    """Stated length in bytes, from `begin` on; None if the tag does not say."""
 
 
 def frame_bytes(head: bytes) -> int:
-    """Length of the layer II, layer III or AAC frame that begins here; 0 where none does."""
+    """Length of the layer II, layer III or AAC frame that begins here; 0 if none does."""
     if len(head) < HEADER_BYTES or head[0] != 0xFF or head[1] < 0xE0:
         return 0
     if head[1] & 0xF6 == 0xF0:  # AAC in ADTS
@@ -52,7 +52,7 @@ def frame_bytes(head: bytes) -> int:
 
 
 def is_mpeg(data: bytes) -> bool:
-    """Whether MPEG audio without a tag begins here: a frame's header, and another one where that frame ends."""
+    """Whether MPEG audio without a tag begins here: a frame header, with another one where that frame ends."""
     frame = frame_bytes(data)
     return bool(frame and frame_bytes(data[frame:]))
 
@@ -75,7 +75,7 @@ def stated_length(file: BinaryIO) -> MpegLength | None:
 
 
 def before_tags(file: BinaryIO, size: int) -> int:
-    """Where the tags begin that music players put at a file's end; its size without any. Raises OSError."""
+    """Where the tags begin that players put at a file's end; the file's size if there are none. Raises OSError."""
     file.seek(max(0, size - _ID3_1_BYTES))
     if size > _ID3_1_BYTES and file.read(3) == b"TAG":
         size -= _ID3_1_BYTES
@@ -88,7 +88,7 @@ def before_tags(file: BinaryIO, size: int) -> int:
 
 
 def goes_on(file: BinaryIO, position: int) -> bool:
-    """Whether another stream of frames begins at a position, perhaps behind tags. Raises OSError."""
+    """Whether another stream of frames begins at a position, perhaps after tags. Raises OSError."""
     file.seek(position)
     if file.read(3) == b"TAG":
         position += _ID3_1_BYTES

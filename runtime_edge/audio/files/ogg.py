@@ -1,6 +1,6 @@
-"""Ogg: whether a stream was closed, what follows it, and how to read a page that was cut short as far as it goes.
+"""Ogg: whether a stream was closed, what follows it, and how to read a truncated last page as far as it goes.
 
-A page of music holds seconds, a short recording is a single one, and none is decoded whose checksum does not fit.
+A page of music holds seconds, and a short recording is a single page; a page with a wrong checksum is not decoded.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import BinaryIO, NamedTuple
 
 _LONGEST_PAGE = 65_307
 _HEADER = 27
-"""Bytes of a page before the lengths of its parts, of which the last is their number."""
+"""Bytes of a page before its table of segment lengths; the last of them is the number of segments."""
 _FLAGS, _CHECKSUM, _PARTS = 5, slice(22, 26), 26
-"""Places in that header."""
+"""Positions in that header."""
 _FIRST, _LAST = 2, 4
 """Flags of a page that begins a stream, and of one that ends it."""
 _GOES_ON = 255
-"""Length of a part behind which its packet goes on."""
+"""Length of a segment whose packet continues in the next one."""
 _POLYNOMIAL = 0x04C1_1DB7
 
 
@@ -26,17 +26,17 @@ class OggEnd(NamedTuple):
     """How an Ogg file ends."""
 
     closed: bool
-    """Whether its last page is whole and says that it is the last."""
+    """Whether its last page is whole and marked as the last."""
     again: bool
     """Whether another stream follows the first."""
     patches: Mapping[int, bytes] = MappingProxyType({})
-    """What must be read instead of the file's own bytes, by position, so that a page that was cut is one."""
+    """Bytes to read in place of the file's own, by position, so that a truncated page becomes a valid one."""
     end: int | None = None
     """Where the file must seem to end for that."""
 
 
 def ogg_end(file: BinaryIO, size: int) -> OggEnd:
-    """What can be made of the end of an Ogg file. Raises OSError."""
+    """How an Ogg file ends, and how to read it to there. Raises OSError."""
     tail_at = max(0, size - _LONGEST_PAGE)
     file.seek(tail_at)
     tail = file.read()
@@ -52,7 +52,7 @@ def ogg_end(file: BinaryIO, size: int) -> OggEnd:
 
 
 def _shortened(at: int, page: bytes, parts: bytes) -> OggEnd:
-    """A page with the packets that are whole: its header ends where it did, so that they follow it."""
+    """A shorter page with only the whole packets: its header still ends where it did, so that they follow it."""
     body = page[_HEADER + len(parts) :]
     ends = itertools.accumulate(parts)
     kept = [number for number, end in enumerate(ends, 1) if end <= len(body) and parts[number - 1] < _GOES_ON]
@@ -70,7 +70,7 @@ def _shortened(at: int, page: bytes, parts: bytes) -> OggEnd:
 
 
 def _checksum(data: bytes) -> int:
-    """The cyclic redundancy check of RFC 3533: not reflected, from 0."""
+    """The CRC-32 of RFC 3533: not reflected, starting from 0."""
     value = 0
     for byte in data:
         value = (value << 8 & 0xFFFF_FFFF) ^ _TABLE[value >> 24 ^ byte]
@@ -89,7 +89,7 @@ _TABLE = tuple(map(_entry, range(256)))
 
 
 def _begins_again(file: BinaryIO) -> bool:
-    """Whether a stream begins behind pages of another one, whose number may be the same."""
+    """Whether a stream begins after pages of another one; both may have the same serial number."""
     position, goes_on = 0, False
     while True:
         file.seek(position)

@@ -1,6 +1,6 @@
 """The lengths that containers of samplers, workstations and speech corpora state.
 
-IRCAM, PAF and PVF say nothing of it: one of those is known to be cut only where it ends within a sample of several
+IRCAM, PAF and PVF state no length: such a file is recognised as truncated only if it ends within a sample of several
 bytes or channels.
 """
 
@@ -16,25 +16,25 @@ _MAX_PARTS = 1_000
 _HEAD = 1_024
 _NIST_FIELD = re.compile(rb"^(sample_count|channel_count|sample_n_bytes) -\S+ (\d+)", re.MULTILINE)
 _HTK_PCM = struct.pack(">HH", 2, 0)
-"""Bytes of a sample, and the kind that is a waveform."""
+"""Bytes per sample, and the kind of parameter that is a waveform."""
 _HTK_PERIODS = range(13, 10_001)
-"""Of 100 ns, from 768 to 1 kHz."""
+"""Sample periods in units of 100 ns, from 768 to 1 kHz."""
 _SDS_HEADER, _SDS_PACKET, _SDS_VALUES = 21, 127, 120
 _VOC_FIRST, _VOC_MORE_AUDIO = {1: 2, 9: 12}, 2
 """Bytes before the samples, by a block's kind."""
 _VOC_LONGEST = (1 << 24) - 1
 _VOC_WHOLE = (-1, 0, 8)
-"""How many bytes longer than stated the samples of libsndfile and of SoX are, which count what is before them wrong."""
+"""By how many bytes the samples of libsndfile and SoX exceed the stated length: both miscount what precedes them."""
 _MAT4_NAME = slice(20, 31)
-"""Of the first matrix, which libsndfile asks for."""
+"""Position of the first matrix's name, which libsndfile asks for."""
 _MAT4_BYTES = (8, 4, 4, 2, 2, 1)
 _IRCAM_HEADER, _PAF_HEADER = 1_024, 2_048
 _PAF_BYTES = {0: 2, 1: 32, 2: 1}
-"""Of a sample; of 24 bits, a block of ten."""
+"""Bytes of a sample, by encoding; for 24 bits, of a block of ten."""
 _PVF_HEADER = re.compile(rb"PVF1\s+(\d{1,4})\s+\d+\s+(\d{1,2})\s*?\n")
 _MAT5_MATRIX = 14
 _MAT5_SLACK = 8
-"""By which libsndfile writes a matrix longer than it is."""
+"""By how many bytes libsndfile overstates a matrix's length."""
 
 
 _NOTHING: Mapping[int, bytes] = MappingProxyType({})
@@ -46,15 +46,15 @@ class Length(NamedTuple):
     stated: int
     held: int
     patches: Mapping[int, bytes] = _NOTHING
-    """What must be read instead of the file's own bytes, by position, so that all of it is read."""
+    """Bytes to read in place of the file's own, by position, so that all of it is read."""
     end: int | None = None
-    """Where the file must seem to end for that; None for where it does."""
+    """Where the file must seem to end for that; None for its real end."""
     unread: str | None = None
-    """What of the file is not read, in words."""
+    """Which part of the file is not read, in words."""
 
 
 def rare_length(file: BinaryIO, size: int) -> Length | None:
-    """The length that a file states, in bytes; None if it is none of these formats. Raises OSError."""
+    """The stated and actual length in bytes; None if the file is in none of these formats. Raises OSError."""
     file.seek(0)
     head = file.read(_HEAD)
     for magic, read in _BY_MAGIC.items():
@@ -66,7 +66,7 @@ def rare_length(file: BinaryIO, size: int) -> Length | None:
 
 
 def is_htk(head: bytes) -> bool:
-    """Whether a file may begin like this that HTK has written: 16-bit samples of a rate that audio has."""
+    """Whether HTK may have written a file that begins like this: 16-bit samples at a plausible audio rate."""
     return head[8:12] == _HTK_PCM and int.from_bytes(head[4:8], "big") in _HTK_PERIODS
 
 
@@ -98,7 +98,7 @@ def _xi(_: BinaryIO, head: bytes, size: int) -> Length | None:
     (samples,) = struct.unpack_from("<H", head, 296)
     lengths = [struct.unpack_from("<I", head, 298 + 40 * sample)[0] for sample in range(min(samples, 16))]
     stated = sum(lengths)
-    return Length(stated, size - 298 - 40 * samples) if stated else None  # libsndfile writes none
+    return Length(stated, size - 298 - 40 * samples) if stated else None  # libsndfile itself writes none
 
 
 def _ircam(_: BinaryIO, head: bytes, size: int) -> Length | None:
@@ -119,19 +119,19 @@ def _pvf(_: BinaryIO, head: bytes, size: int) -> Length | None:
 
 
 def _whole(held: int, frame: int) -> Length | None:
-    """Of a format that states no length, all that can be said is whether the samples of all channels are whole."""
+    """For a format that states no length: None if the last sample of all channels is whole, else what is not read."""
     if held <= 0 or not frame or not held % frame:
         return None
     return Length(0, 0, unread=f"its last {held % frame} bytes are a part of a sample: cut short, read up to there")
 
 
 def _voc(file: BinaryIO, head: bytes, size: int) -> Length | None:
-    """Of the first block of audio: libsndfile reads all behind it, too, or refuses a file with more behind it."""
+    """Length of the first block of audio: libsndfile reads everything after it as well, or refuses the file."""
     position = int.from_bytes(head[20:22], "little")
     for kind, begin, length in _voc_blocks(file, position, size):
         if kind not in _VOC_FIRST:
             continue
-        held = max(0, size - begin - 1)  # the last byte ends the list of blocks
+        held = max(0, size - begin - 1)  # the last byte terminates the list of blocks
         patches = {begin - 3: min(held, _VOC_LONGEST).to_bytes(3, "little")}
         skipped = _VOC_FIRST[kind]
         if held - length in _VOC_WHOLE and _at(file, size - 1, 1) == b"\0":
@@ -158,7 +158,7 @@ def _voc_blocks(file: BinaryIO, position: int, size: int) -> Iterator[tuple[int,
 
 
 def _sds(_: BinaryIO, head: bytes, size: int) -> Length | None:
-    """A sample is as many bytes of seven bits as hold it; a packet that is not whole is not read."""
+    """A sample takes as many 7-bit bytes as it needs; an incomplete packet is not read."""
     bits = head[6]
     if bits not in range(8, 29) or size < _SDS_HEADER:
         return None
@@ -206,7 +206,7 @@ def _mat5(file: BinaryIO, head: bytes, size: int) -> Length | None:
 
 
 def _last_part(parts: Iterator[tuple[int, int]], size: int, slack: int) -> Length | None:
-    """The matrix that the file ends in; its samples are the last."""
+    """The last matrix of the file, which holds the samples."""
     for _, (begin, end) in zip(range(_MAX_PARTS), parts, strict=False):
         if end > size + slack:
             return Length(end - begin, size - begin)
@@ -219,7 +219,7 @@ def _at(file: BinaryIO, position: int, count: int) -> bytes:
 
 
 def _htk(head: bytes, size: int) -> Length | None:
-    """It has no mark: libsndfile knows it by the length, which has to fit."""
+    """HTK files have no magic number: libsndfile recognises them by their length, which has to match."""
     if not is_htk(head):
         return None
     (samples,) = struct.unpack_from(">I", head)

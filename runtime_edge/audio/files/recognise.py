@@ -96,12 +96,12 @@ _MARKS = (
     (0, b"%PDF-", "PDF"),
     (0, b"\x7fELF", "a program"),
 )
-"""The bytes by which a container is known, by their place."""
+"""The bytes that identify a container, each with their position."""
 _LONGEST_MARK = 33
 _MPC2K = b"\1\4"
 _TRANSPORT_PACKET, _TRANSPORT_SYNC = 188, 0x47
 _TEXT_BYTES, _LEAST_TEXT, _LEAST_LETTERS = 128, 16, 8
-"""How much text tells that it is text, how much does where the stream ends, and how many letters differ in it."""
+"""Characters that identify text, how many suffice at the end of a stream, and how many of them must be different."""
 _UTF8_MARK = b"\xef\xbb\xbf"
 _LATM_HEADER, _AC3_HEADER, _SBC_HEADER = 3, 6, 3
 _AC3_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
@@ -110,7 +110,7 @@ _MSBC_BYTES = 57
 
 
 def recognised(data: bytes) -> str | None:
-    """What begins like this, if it is known and not PCM."""
+    """What kind of data begins like this; None if it is unknown or may be PCM."""
     for place, mark, name in _MARKS:
         if data.startswith(mark, place):
             return name
@@ -134,7 +134,7 @@ def decisive_bytes(data: bytes) -> int:
 
 
 def _in_a_row(data: bytes, frame_bytes: Callable[[bytes], int], header: int, count: int) -> tuple[int, int]:
-    """How many frames begin one where the other ends, up to a count, and how many bytes show whether one more does."""
+    """How many frames follow each other directly, up to `count`, and how many bytes show whether one more does."""
     position = 0
     for found in range(count):
         if len(data) < position + header:
@@ -147,7 +147,7 @@ def _in_a_row(data: bytes, frame_bytes: Callable[[bytes], int], header: int, cou
 
 
 def _ac3_bytes(head: bytes) -> int:
-    """Length of the AC-3 or E-AC-3 frame that begins here; 0 where none does."""
+    """Length of the AC-3 or E-AC-3 frame that begins here; 0 if none does."""
     if head[:2] != b"\x0b\x77":
         return 0
     if head[5] >> 3 in _E_AC3_VERSIONS:
@@ -160,14 +160,14 @@ def _ac3_bytes(head: bytes) -> int:
 
 
 def _latm_bytes(head: bytes) -> int:
-    """Length of the frame of AAC in LATM that begins here; 0 where none does."""
+    """Length of the AAC frame in LATM that begins here; 0 if none does."""
     if head[0] != 0x56 or head[1] >> 5 != 7:
         return 0
     return _LATM_HEADER + ((head[1] & 31) << 8 | head[2])
 
 
 def _sbc_bytes(head: bytes) -> int:
-    """Length of the SBC frame that begins here; 0 where none does."""
+    """Length of the SBC frame that begins here; 0 if none does."""
     if head[0] == 0xAD and head[1:3] == bytes(2):
         return _MSBC_BYTES
     if head[0] != 0x9C or head[2] < 2:
@@ -188,7 +188,7 @@ _FRAMED: tuple[tuple[Callable[[bytes], int], int, int, str], ...] = (
 
 
 def _transport_bytes(data: bytes) -> int:
-    """How many bytes show whether what begins like this is a transport stream: up to its third packet; 0: it is not."""
+    """How many bytes, up to the third packet, show whether this is a transport stream; 0 if it is not one."""
     return 2 * _TRANSPORT_PACKET + 1 if data[:1] == bytes((_TRANSPORT_SYNC,)) else 0
 
 
@@ -201,7 +201,7 @@ def _is_text(data: bytes) -> bool:
 
 
 def _text(data: bytes) -> str | None:
-    """What text begins like this: samples have no 128 bytes in a row, nor end within them, that all are letters."""
+    """The kind of text that begins like this: no PCM has 128 bytes, or is a shorter stream, of nothing but letters."""
     start = data[:_TEXT_BYTES].removeprefix(_UTF8_MARK)
     if not _is_text(data) or len(start) < _LEAST_TEXT or len({*start}) < _LEAST_LETTERS:
         return None

@@ -1,6 +1,6 @@
 """When a recording began, from what the recorder wrote: AudioMoth's comment, GUANO, the broadcast chunk, the name.
 
-A time without a zone stays without one: what zone a recorder's clock was in, only its owner knows.
+A time without a zone stays without one: only the owner knows which zone a recorder's clock was set to.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _NAME = re.compile(
     r"(?<!\d)(\d{4})(-?)(\d\d)\2(\d\d)(?:([Tt])|[_ $-])(\d\d)([-_.:]?)(\d\d)\7(\d\d)(?!\d)"
     r"(?(5)(Z|[+-]\d\d[-_.:]?[0-5]\d(?!\d))?)"
 )
-"""Only behind a T a shift may follow: elsewhere it is a number of the recorder's."""
+"""A zone offset may follow only if the time is written after a T; otherwise such a number is the recorder's own."""
 _DATE_BYTES = 10
 _BEXT_DATE = 256 + 32 + 32
-"""Behind description, originator and its reference."""
+"""After description, originator and originator's reference."""
 
 
 def began(path: Path, comment: str) -> dt.datetime | None:
-    """When the first sample was recorded; None when nothing says so. `comment`: the one in the file. Raises OSError."""
+    """When the first sample was recorded; None if nothing says so. `comment`: the file's comment. Raises OSError."""
     return (
         _of_comment(comment) or _of_guano(chunk(path, b"guan")) or _of_broadcast(chunk(path, b"bext")) or _of_name(path)
     )

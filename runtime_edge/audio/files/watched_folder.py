@@ -3,9 +3,9 @@
     folder = WatchedFolder(Path("incoming/"), Path("state/watched.jsonl"))
     for path in folder.recordings(look): ...
 
-A recording is complete when its size and time have not changed for a while. What was read is remembered by path, size
-and time, so one that is written over is another recording. One that was being read when the program ended is read again
-from its beginning.
+A recording is complete when its size and modification time have not changed for a while. What was read is remembered
+by path, size and time, so a file that is overwritten counts as another recording. One that was being read when the
+program ended is read again from its beginning.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from runtime_edge.errors import SourceError
 LOOK_S, STILL_S = 1.0, 3.0
 _LOG = logging.getLogger(__name__)
 _Version = tuple[int, int]
-"""Size, bytes, and time of the last change, ns since 1970."""
+"""Size in bytes and time of the last change, ns since 1970."""
 
 
 class WatchedFolder:
-    """Which recordings of a folder were not read yet."""
+    """The recordings of a folder that have not been read yet."""
 
     def __init__(self, directory: Path, memory: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """What was read is remembered in the file `memory`. Raises SourceError for what is no folder."""
+        """What was read is remembered in the file `memory`. Raises SourceError if `directory` is not a folder."""
         if not directory.is_dir():
             raise SourceError(f"{shown(directory)}: no such directory: make it, or watch another one")
         self._directory, self._memory, self._monotonic = directory, memory, monotonic
         self._seen: dict[Path, tuple[_Version, float]] = {}
         self._told: set[Path] = set()
         self._read = _remembered(memory)
-        # Of recordings that are gone nothing need be remembered.
+        # Recordings that are gone need not be remembered.
         self._read = {name: version for name, version in self._read.items() if os.path.lexists(directory / name)}
         lines = b"".join(_line(name, version) for name, version in self._read.items())
         self._keep(lambda: write_atomic(memory, lines))
@@ -82,14 +82,14 @@ class WatchedFolder:
         self._keep(append)
 
     def _keep(self, write: Callable[[], object]) -> None:
-        """A full disk must not end the capture."""
+        """Write to the memory file; a full disk must not end the capture."""
         try:
             write()
         except OSError as exc:
             _LOG.warning("%s: cannot be written (%s): after a restart recordings are read again", self._memory, exc)
 
     def _unreadable(self, error: OSError) -> None:
-        """Said once for a directory, not at every look."""
+        """Log that a directory cannot be listed: once, not at every look."""
         path = Path(error.filename)
         if path not in self._told:
             self._told.add(path)
@@ -100,7 +100,7 @@ class WatchedFolder:
 
 
 def _version(path: Path) -> _Version | None:
-    """None for what has just gone."""
+    """A file's version; None if it has just gone."""
     try:
         found = path.stat()
     except OSError:
@@ -109,12 +109,12 @@ def _version(path: Path) -> _Version | None:
 
 
 def _line(name: str, version: _Version) -> bytes:
-    # Of a name that is not UTF-8 Python keeps the bytes so, and so does JSON.
+    # Python keeps the bytes of a name that is not UTF-8 in this form, and so does JSON.
     return json.dumps([name, *version]).encode() + b"\n"
 
 
 def _remembered(memory: Path) -> dict[str, _Version]:
-    """What the file says; a damaged line, such as the last one after a power cut, is left out, and logged."""
+    """What the memory file says; a damaged line, such as the last one after a power cut, is skipped and logged."""
     if not memory.exists():
         return {}
     found: dict[str, _Version] = {}
