@@ -1,1 +1,1 @@
-"""Small tools that know nothing of audio: files, memory, waiting, logs."""
+"""Small tools that know nothing about audio: files, memory, waiting, logs."""

@@ -16,8 +16,8 @@ _Result = TypeVar("_Result")
 async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
     """Cancel tasks and wait until every one has ended, however it ends.
 
-    Asked again and again: before Python 3.12 `asyncio.wait_for`, which the broker's library waits with, loses a
-    cancellation that meets a result.
+    Cancels repeatedly: before Python 3.12, `asyncio.wait_for`, which the broker's library uses for waiting, loses a
+    cancellation that coincides with a result.
     """
     tasks = set(tasks)
     while pending := {task for task in tasks if not task.done()}:
@@ -30,17 +30,17 @@ async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
 
 
 async def finish_unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Do something that may take long; it ends early when the event is set."""
+    """Do something that may take long, but end early when the event is set."""
     tasks = [asyncio.create_task(work), asyncio.create_task(stopping.wait())]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     await cancel_all(tasks)
 
 
 async def within(work: Coroutine[Any, Any, _Result], seconds: float) -> _Result:
-    """What `work` gives; asyncio.TimeoutError when it takes longer, and then it has ended.
+    """The result of `work`; raises asyncio.TimeoutError if it takes longer, after `work` has ended.
 
-    It replaces `asyncio.wait_for` around the broker's library: that cancels once, and before Python 3.12 the
-    library's own waiting may lose the one cancellation (`cancel_all`).
+    Replaces `asyncio.wait_for` around the broker's library: that cancels only once, and before Python 3.12 the
+    library's own waiting may lose this one cancellation (`cancel_all`).
     """
     task = asyncio.ensure_future(work)
     try:
@@ -54,7 +54,7 @@ async def within(work: Coroutine[Any, Any, _Result], seconds: float) -> _Result:
 
 
 async def next_within(queue: asyncio.Queue[_Item], timeout_s: float) -> _Item | None:
-    """The next item, or None when there is none within `timeout_s`; a cancellation is never lost."""
+    """The next item, or None if there is none within `timeout_s`; a cancellation is never lost."""
     if not queue.empty():
         return queue.get_nowait()
     getter = asyncio.ensure_future(queue.get())

@@ -13,7 +13,7 @@ BROKER_ERRORS = (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, 
 """What the library raises when the broker is away, slow or refuses."""
 
 PAYLOAD_BYTES = 8 << 20
-"""What a broker has to admit of one message: as much as the largest frame."""
+"""The message size that a broker must allow: that of the largest frame."""
 _CLOSE_S = 2.0
 _SETTINGS = {
     10023: "it has too little room: raise max_file_store in the jetstream block of its configuration",
@@ -24,7 +24,7 @@ _SETTINGS = {
     10122: "the account admits too small streams: raise max_stream_bytes of the account, or leave it out",
     10047: "its JetStream store is too small: raise max_file_store in the jetstream block of its configuration",
 }
-"""Which of the broker's settings is in the way, by the number of its error."""
+"""Which of the broker's settings causes an error, by the error's number."""
 _LIMITS = {
     "maximum connections exceeded": "it admits no more connections: raise max_connections in its configuration",
     "maximum account active connections exceeded": (
@@ -34,31 +34,30 @@ _LIMITS = {
     "maximum control line exceeded": "it takes no subjects of this length: raise max_control_line in its configuration",
     "maximum payload": (f"it takes no messages of this size: set max_payload: {PAYLOAD_BYTES} in its configuration"),
 }
-"""The same for what it says before it hangs up."""
+"""The same for what the broker says before it closes the connection."""
 NO_RIGHT = "permissions violation"
 
 
 async def flush(client: Client, timeout_s: int = 10) -> None:
     """Return once the broker has handled everything this client subscribed to or published before the call.
 
-    The library writes a flush's ping at once, ahead of the subscriptions and messages that its own task has yet to
-    write, so only the second ping is sure to come after them. Raises what the library raises; each ping may take
-    `timeout_s`.
+    The library writes a flush's ping at once, ahead of subscriptions and messages that its own task has yet to write,
+    so only a second ping is sure to come after them. Raises what the library raises; each ping may take `timeout_s`.
     """
     for _ in range(2):
         await client.flush(timeout_s)
 
 
 async def disconnect(client: Client) -> None:
-    """Close a connection in whatever state it is; one that was never begun cannot be closed."""
+    """Close a connection in whatever state it is; one that was never opened cannot be closed."""
     if client.is_connected or client.is_connecting or client.is_reconnecting:
-        # A handshake that failed can leave the library waiting for the end of a transport it no longer has.
+        # After a failed handshake the library may wait for the end of a transport that it no longer has.
         with contextlib.suppress(*BROKER_ERRORS):
             await asyncio.wait_for(client.close(), _CLOSE_S)
 
 
 def reason(exc: Exception) -> str:
-    """What to say of an error of the library, with the broker's setting to change; some have no text."""
+    """A description of an error of the library, with the broker's setting to change; some errors have no text."""
     text = str(exc) or type(exc).__name__
     if isinstance(exc, nats.js.errors.APIError) and exc.err_code in _SETTINGS:
         return _SETTINGS[exc.err_code]
@@ -70,6 +69,6 @@ def reason(exc: Exception) -> str:
 
 
 def is_refusal(exc: Exception) -> bool:
-    """Whether a broker has answered, and said that something is not possible there."""
+    """Whether a broker has answered that it does not allow something."""
     text = str(exc).lower()
     return isinstance(exc, nats.js.errors.APIError) or any(said in text for said in (*_LIMITS, NO_RIGHT))

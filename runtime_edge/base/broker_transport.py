@@ -1,9 +1,9 @@
 """The broker's library, with a connection that tries all addresses of a name and closes TLS without a warning.
 
-The library asks asyncio for one address after the other within one time limit, so an address that swallows packets (a
-stale record, IPv6 without a route) uses it up, and the others are never tried. A broker that is full says so and hangs
-up: asyncio then forgets what it said. Over TLS the library asks for the other half of a connection that a broker has
-ended, which TLS does not have: asyncio warned of that at every disconnect.
+The library asks asyncio for one address after another within a single time limit, so an address that swallows packets
+(a stale record, IPv6 without a route) uses it up, and the others are never tried. A broker that is full says so and
+hangs up, but asyncio then discards what it said. Over TLS, when the broker ends a connection, the library asks to keep
+the other half open, which TLS does not support: asyncio warned about that at every disconnect.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nats.aio.transport import TcpTransport
 
 _BUFFER_BYTES = 32 << 10
 _NEXT_S = 0.25
-"""After so long without an answer the next address is tried as well (RFC 8305)."""
+"""How long to wait for an answer before trying the next address as well (RFC 8305), s."""
 
 
 class AnyAddressClient(Client):
@@ -25,19 +25,19 @@ class AnyAddressClient(Client):
 
     @property
     def written_bytes(self) -> int:
-        """What the library has written on this connection."""
+        """Bytes that the library has written on this connection."""
         transport = self._transport
         return transport.written_bytes if isinstance(transport, _AnyAddressTransport) else 0
 
     async def _connect_to_server(self, s: Srv) -> None:
-        """As the library calls it for every attempt."""
+        """Called by the library for every attempt."""
         self._transport = _AnyAddressTransport()  # type: ignore[no-untyped-call]
         await self._transport.connect(s.uri, _BUFFER_BYTES, self.options["connect_timeout"])
 
 
 class _AnyAddressTransport(TcpTransport):
     written_bytes = 0
-    """By the library, before they are encrypted."""
+    """Bytes that the library wrote, before encryption."""
 
     def write(self, payload: bytes) -> None:
         """See the library."""
@@ -53,7 +53,7 @@ class _AnyAddressTransport(TcpTransport):
         """See the library."""
         loop, reader = asyncio.get_running_loop(), asyncio.StreamReader(limit=buffer_size)
         assert uri.hostname is not None
-        assert uri.port is not None  # the library has filled in what was left out
+        assert uri.port is not None  # the library has filled in the default
         opening = loop.create_connection(
             lambda: _PlainProtocol(reader), uri.hostname, uri.port, happy_eyeballs_delay=_NEXT_S
         )
@@ -68,7 +68,7 @@ class _AnyAddressTransport(TcpTransport):
         loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
         protocol = _EncryptedProtocol(reader)
         host = uri if isinstance(uri, str) else uri.hostname
-        assert self._bare_io_writer is not None  # by `connect`
+        assert self._bare_io_writer is not None  # set by `connect`
         plain = self._bare_io_writer.transport
         encrypting = loop.start_tls(plain, protocol, ssl_context, server_hostname=host)
         transport = await asyncio.wait_for(encrypting, connect_timeout)
@@ -76,7 +76,7 @@ class _AnyAddressTransport(TcpTransport):
         self._io_reader, self._io_writer = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def drain(self) -> None:
-        """See the library. A connection that has ended is no error before all that was said on it is read."""
+        """See the library. If the connection has ended, everything received on it is read before an error is raised."""
         try:
             await super().drain()  # type: ignore[no-untyped-call]
         except ConnectionError:
@@ -86,12 +86,12 @@ class _AnyAddressTransport(TcpTransport):
 
 class _PlainProtocol(asyncio.StreamReaderProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
-        """A reset ends the reading like any other end: an error would hide what came before."""
+        """Treat a reset like any other end: an error would hide what was received before."""
         super().connection_lost(None)
 
 
 class _EncryptedProtocol(asyncio.StreamReaderProtocol):
     def eof_received(self) -> bool:
-        """What the other end has ended is at its end: no half of it stays open."""
+        """Close the connection when the other end does: neither half stays open."""
         super().eof_received()
         return False

@@ -1,12 +1,12 @@
-"""Files of a state directory that notice when they have changed: each has its checksum in `<file>.sha256` beside it.
+"""Files of a state directory whose damage is noticed: each has its checksum in `<file>.sha256` beside it.
 
     write_checked(path, data)
-    data = read_checked(path, limit_bytes)      # None when it was never written
+    data = read_checked(path, limit_bytes)      # None if it was never written
 
-The checksum is written first, that of what was there before in its second line: whenever the process dies, the file is
-one of the two. A file that is missing while its checksum is there is damaged, too. One without a checksum, as earlier
-versions wrote it, is taken as it is and has one from then on; so is one whose checksum itself is damaged. Bundles are
-covered as a whole directory, but for their assets: the manifest has the digests of those.
+The checksum is written first, with that of the previous contents in its second line: whenever the process dies, the
+file matches one of the two. A file that is missing although its checksum exists counts as damaged. A file without a
+checksum, as earlier versions wrote it, or with a damaged checksum, is accepted as it is and gets a new one. A bundle is
+checked as a whole directory, except its assets, whose digests are in the manifest.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def checksum_path(path: Path) -> Path:
 
 
 def write_checked(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a file and its checksum so that the death of the process or of the power leaves both good."""
+    """Write a file and its checksum so that both stay valid if the process dies or the power fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, hashlib.sha256(data).hexdigest()):
         write_atomic(path, data, mode)
@@ -45,16 +45,16 @@ def write_checked(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, digest: str) -> Iterator[None]:
-    """Write the checksum of what replaces a file within the block; until then what is there, or nothing, is right."""
+    """Write the checksum of the file that the block writes; until then, what is there now (or nothing) is valid too."""
     before = digest_of(path) if path.exists() else _NOTHING
     write_atomic(checksum_path(path), _encode([digest, before]))
     yield
     if before == _NOTHING:
-        write_atomic(checksum_path(path), _encode([digest]))  # from now on it has to be there
+        write_atomic(checksum_path(path), _encode([digest]))  # from now on the file must exist
 
 
 def read_checked(path: Path, limit_bytes: int, error: type[FormatError] = FormatError, fix: str = "") -> bytes | None:
-    """Read a whole file, None when there is none. Raises `error`, ending with `fix`, when it is not as written."""
+    """Read a whole file, None if there is none. Raises `error`, ending with `fix`, if it is not as it was written."""
 
     def read() -> tuple[bytes, str]:
         data = read_bounded(path, limit_bytes, error)
@@ -64,9 +64,9 @@ def read_checked(path: Path, limit_bytes: int, error: type[FormatError] = Format
 
 
 def check(path: Path, error: type[FormatError] = FormatError, fix: str = "") -> bool:
-    """Compare a file or a bundle's directory with its checksum; False when there is none.
+    """Compare a file or a bundle's directory with its checksum; False if there is none.
 
-    Raises `error`, ending with `fix`, when it is not as written.
+    Raises `error`, ending with `fix`, if it is not as it was written.
     """
 
     def read() -> tuple[bool, str]:
@@ -85,7 +85,7 @@ def remove_checked(path: Path) -> None:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file, or of the names and digests of all files of a bundle's directory but its assets."""
+    """SHA-256 of a file, or of the names and digests of all files in a bundle's directory except its assets."""
     whole = hashlib.sha256()
     if not path.is_dir():
         with path.open("rb") as file:
@@ -102,9 +102,9 @@ def digest_of(path: Path) -> str:
 def _compared(
     path: Path, read: Callable[[], tuple[_Contents, str]], error: type[FormatError], fix: str
 ) -> _Contents | None:
-    """The contents. Looked at twice: another process may just be writing."""
+    """The contents, once they match. Reads them twice if need be: another process may just be writing."""
     for _ in range(2):
-        # The file before its checksum, as that is written first.
+        # The file is read before its checksum, because the checksum is written first.
         contents, digest = read() if path.exists() else (None, _NOTHING)
         known = _decode(checksum_path(path))
         if known is None:
@@ -123,7 +123,7 @@ def _encode(digests: list[str]) -> bytes:
 
 
 def _decode(path: Path) -> list[str] | None:
-    """The digests in a file; None when it is missing, or damaged, which is said."""
+    """The digests in a checksum file; None if it is missing, or damaged, which is logged."""
     try:
         data = read_bounded(path, _MAX_CHECKSUM_BYTES) if path.exists() else None
     except FormatError:
@@ -140,7 +140,7 @@ def _decode(path: Path) -> list[str] | None:
 
 
 def _adopt(path: Path, digest: str) -> None:
-    """Give a file the checksum it lacks, unless another process just has; a disk that refuses is not an error."""
+    """Give a file the checksum it lacks, unless another process just has; a failing disk is not an error here."""
     own = path.with_name(f".{checksum_path(path).name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         write_atomic(own, _encode([digest]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from runtime_edge.errors import FormatError, UsageError
 
 _LOCK_PATIENCE_S = 1.0
-"""Somebody may just be asking `is_locked`."""
+"""Another process may hold the lock for a moment, in `is_locked`."""
 
 
 def read_bounded(path: Path, limit_bytes: int, error: type[FormatError] = FormatError) -> bytes:
@@ -34,7 +34,7 @@ def read_bounded(path: Path, limit_bytes: int, error: type[FormatError] = Format
 
 
 def read_text(path: Path, limit_bytes: int, error: type[FormatError] = FormatError) -> str:
-    """A file of at most `limit_bytes` in UTF-8, without the mark that Windows puts before it. Raises `error`."""
+    """Read a UTF-8 file of at most `limit_bytes`, without the byte order mark that Windows adds. Raises `error`."""
     data = read_bounded(path, limit_bytes, error)
     if b"\0" in data:
         raise error(f"{path}: not UTF-8 text, but perhaps UTF-16; save it as UTF-8")
@@ -46,10 +46,10 @@ def read_text(path: Path, limit_bytes: int, error: type[FormatError] = FormatErr
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644, durable: bool = True) -> None:
-    """Write `data` to `path` so that a reader or a power cut sees the old file or the new one, never a half.
+    """Write `data` to `path` so that a reader, or a power cut, sees the old file or the new one, never a partial one.
 
-    Without `durable` a power cut may leave an empty file, and nobody waits for the disk. A path that is not a file,
-    such as /dev/null or a pipe, is written to and not replaced. Raises OSError naming a file.
+    Without `durable` a power cut may leave an empty file, but the call does not wait for the disk. A path that is not a
+    file, such as /dev/null or a pipe, is written to, not replaced. Raises OSError naming a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -74,7 +74,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644, durable: bool = Tru
 
 
 def make_private(directory: Path) -> None:
-    """Make a state directory that is not there, for its owner alone; one that is there keeps its permissions."""
+    """Create a missing state directory, for its owner alone; an existing one keeps its permissions."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     directory.mkdir(mode=0o700, exist_ok=True)
 
@@ -91,9 +91,9 @@ def fsync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, what: str, patience_s: float = _LOCK_PATIENCE_S) -> Iterator[None]:
-    """Hold a lock file; the kernel lets go of it however the process ends.
+    """Hold a lock file; the kernel releases the lock however the process ends.
 
-    Raises UsageError with `what` when another process holds it for longer than `patience_s`.
+    Raises UsageError with `what` if another process holds it for longer than `patience_s`.
     """
     with _lock_file(path, os.O_RDWR | os.O_CREAT) as descriptor:  # network file systems lock what is open for writing
         deadline = time.monotonic() + patience_s

@@ -12,7 +12,7 @@ _kept = 0
 
 
 def give_memory_back() -> None:
-    """Give what this process has freed back to the system, where the C library can (glibc).
+    """Return the memory that this process has freed to the system, if the C library can (glibc).
 
     glibc keeps freed memory for later: after loading ResNet-18, which is parsed and copied more than once, twice as
     much as the weights themselves.
@@ -24,7 +24,7 @@ def give_memory_back() -> None:
 
 @contextmanager
 def memory_kept() -> Iterator[None]:
-    """Nothing is given back meanwhile: where as much is needed again at once, fetching the pages again takes longer."""
+    """Suspend `give_memory_back`: if as much memory is needed again at once, getting the pages back takes longer."""
     global _kept
     _kept += 1
     try:
@@ -35,7 +35,7 @@ def memory_kept() -> Iterator[None]:
 
 @cache
 def malloc_trim() -> Callable[[int], Any] | None:
-    """The C library's function of that name; None where it has none."""
+    """The C library's function of that name; None if it has none."""
     try:
         trim: Callable[[int], Any] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
     except (OSError, TypeError):  # Windows has no library without a name

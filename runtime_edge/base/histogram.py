@@ -13,7 +13,7 @@ class Histogram(msgspec.Struct):
     """Durations in ms."""
 
     counts: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BOUNDS_MS) + 1))
-    """One for each upper bound (inclusive) of `BOUNDS_MS`, and one for what is longer."""
+    """One count for each upper bound (inclusive) of `BOUNDS_MS`, and one for longer durations."""
     sum_ms: float = 0.0
 
     def observe(self, ms: float) -> None:
@@ -22,15 +22,15 @@ class Histogram(msgspec.Struct):
         self.sum_ms += ms
 
     def copy(self) -> Histogram:
-        """Another one with the same counts."""
+        """A new histogram with the same counts."""
         return Histogram(self.counts.copy(), self.sum_ms)
 
     @property
     def count(self) -> int:
-        """How many were observed."""
+        """The number of durations observed."""
         return sum(self.counts)
 
     @property
     def mean_ms(self) -> float:
-        """0 when there was none."""
+        """Mean duration, ms; 0 if there were none."""
         return self.sum_ms / max(self.count, 1)

@@ -1,4 +1,4 @@
-"""Lines for a reader that may stop reading: a file, pipe or terminal that blocks must not block the program."""
+"""Writes lines for a reader that may stop reading: a file, pipe or terminal that blocks must not block the program."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _LOOK_S = 0.002
 
 
 class _File(Protocol):
-    """Opened for writing without a buffer, so that a failed write leaves nothing behind."""
+    """A file opened for unbuffered writing, so that a failed write leaves nothing behind."""
 
     def fileno(self) -> int:
-        """Its descriptor."""
+        """The file descriptor."""
 
     def write(self, data: Any, /) -> int | None:
-        """Write some of it; None when it has no room now."""
+        """Write some of the data; None if there is no room now."""
 
     def close(self) -> None:
-        """Close it, unless it is somebody else's."""
+        """Close the file, unless it belongs to somebody else."""
 
 
 class LineWriter:
-    """Writes lines in a thread of its own, in order; those that find too many waiting are dropped and counted.
+    """Writes lines in a thread of its own, in order; lines beyond the queue's limit are dropped and counted.
 
     Args:
-        open_file: opens what is written to, in the thread, where it may block; and again where the reader of a named
-            pipe has gone.
-        complain: called once for each trouble, in any thread: what is wrong, after the name of what is written.
-        reopens: whether another reader may come when one has gone.
+        open_file: opens the destination; called in the thread, where it may block, and again after the reader of a
+        named pipe has gone.
+        complain: called once for each problem, in any thread, with a text that continues after the destination's name.
+        reopens: whether another reader may come after one has gone.
     """
 
     def __init__(
@@ -51,21 +51,21 @@ class LineWriter:
 
     @property
     def waiting(self) -> int:
-        """Lines that are not written yet."""
+        """The number of lines not written yet."""
         return self._put - self._done
 
     @property
     def has_room(self) -> bool:
-        """Whether another line would be taken."""
+        """Whether another line would be accepted."""
         return self.waiting < MAX_WAITING or self.gone
 
     @property
     def dropped(self) -> int:
-        """Lines that were not written and will not be."""
+        """The number of lines that were not written and will not be."""
         return self._refused + self._lost
 
     def put(self, line: bytes) -> None:
-        """Take a line, with its end; never blocks. One thread calls it."""
+        """Queue a line, including its line end; never blocks. Only one thread may call it."""
         if self.waiting >= MAX_WAITING:
             self._refused += 1
             if not self._full:
@@ -76,13 +76,13 @@ class LineWriter:
         self._queue.put(line)
 
     def flush(self, within_s: float) -> None:
-        """Wait until every line is written, at most for so long."""
+        """Wait until every line is written, at most `within_s`."""
         deadline = time.monotonic() + within_s
         while self.waiting and time.monotonic() < deadline:
             time.sleep(_LOOK_S)
 
     def close(self, within_s: float) -> None:
-        """No more lines come: those that wait have so long to be written."""
+        """Accept no more lines; those still waiting have `within_s` to be written."""
         self._queue.put(None)
         self._thread.join(within_s)
         if self._thread.is_alive():
@@ -103,7 +103,7 @@ class LineWriter:
         try:
             if self._file is None:
                 self._file = self._open_file()
-            data = memoryview(b"\n" + line if self._torn else line)  # what follows half a line begins a new one
+            data = memoryview(b"\n" + line if self._torn else line)  # after a partial line, begin a new one
             while sent < len(data):
                 written = self._file.write(data[sent:])
                 if written is None:

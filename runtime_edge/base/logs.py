@@ -1,4 +1,4 @@
-"""Logs as text or as one JSON object a line, and the latest problem."""
+"""Logs as text or as one JSON object per line, and the latest problem."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """`{"time", "level", "logger", "message", ...}`; what was passed as `extra` comes as fields of its own."""
+    """`{"time", "level", "logger", "message", ...}`; what was passed as `extra` becomes additional fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line without line breaks."""
+        """The record as one line."""
         fields = {key: value for key, value in vars(record).items() if key not in _ORDINARY}
         line: dict[str, object] = {
             "time": _iso(record.created),
@@ -47,10 +47,10 @@ class QueuedHandler(logging.Handler):
         super().__init__()
         self._lines = LineWriter(lambda: io.FileIO(2, "wb", closefd=False), lambda what: None)
         self._told = 0
-        """Of the dropped lines."""
+        """How many dropped lines have been reported."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take one record."""
+        """Queue one record."""
         try:
             if (dropped := self._lines.dropped) > self._told and self._lines.has_room:
                 self._lines.put(b"%d lines of the log were dropped\n" % (dropped - self._told))
@@ -67,7 +67,7 @@ class QueuedHandler(logging.Handler):
 def configure(level: str, style: str) -> None:
     """Log to standard error from `level` on, `style` being text or json."""
     handler: logging.Handler = logging.NullHandler()
-    if sys.stderr is not None:  # closed, its number may be another file's
+    if sys.stderr is not None:  # closed: its descriptor may now belong to another file
         handler = QueuedHandler() if _is_standard_error(sys.stderr) else logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if style == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -80,7 +80,7 @@ def flush() -> None:
 
 
 def _is_standard_error(stream: IO[str]) -> bool:
-    """Whether it is not what a program has put in its place."""
+    """Whether it is the real standard error, not something a program has put in its place."""
     try:
         return stream.fileno() == 2
     except (OSError, ValueError):
@@ -97,7 +97,7 @@ class Trouble:
 
 
 class LastTroubles(logging.Handler):
-    """Keeps the last few warnings and errors of this package while it is entered as a context."""
+    """Keeps the last few warnings and errors of this package while used as a context manager."""
 
     def __init__(self, keep: int = 5) -> None:
         super().__init__(logging.WARNING)
@@ -114,12 +114,12 @@ class LastTroubles(logging.Handler):
         """Keep one record's time and message."""
         try:
             message = record.getMessage()
-        except (TypeError, ValueError):  # what a %-format may raise; the other handlers complain about it
+        except (TypeError, ValueError):  # may be raised by %-formatting; the other handlers report it
             message = str(record.msg)
         self._troubles.append(Trouble(_iso(record.created), shown(message)[:500]))
 
     def newest_first(self) -> list[Trouble]:
-        """At most as many as are kept."""
+        """The kept problems, newest first."""
         return list(reversed(self._troubles))
 
 

@@ -13,29 +13,29 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
 Labels = Mapping[tuple[str, ...], float]
-"""Values by what each label says."""
+"""Values by the text of each label, in the order of the labels."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def gauge(name: str, text: str, value: float) -> Metric:
-    """One value."""
+    """A single value."""
     return gauges(name, text, "", {"": value})
 
 
 def gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    """Values by what `label` says; an empty label: the one value there is."""
+    """One value for each value of `label`; with an empty label, the only value."""
     found: Labels = {(key,) if label else (): value for key, value in values.items()}
     return labelled_gauges(name, text, (label,) if label else (), found)
 
 
 def counters(name: str, text: str, label: str, counts: Mapping[str, float]) -> Metric:
-    """Counts by what `label` says; an empty label: the one count there is."""
+    """One count for each value of `label`; with an empty label, the only count."""
     found: Labels = {(key,) if label else (): count for key, count in counts.items()}
     return labelled_counters(name, text, (label,) if label else (), found)
 
 
 def labelled_gauges(name: str, text: str, labels: Sequence[str], values: Labels) -> Metric:
-    """Values by what each of the labels says."""
+    """One value for each combination of the labels' values."""
     from prometheus_client.core import GaugeMetricFamily
 
     family = GaugeMetricFamily(name, text, labels=labels)
@@ -45,7 +45,7 @@ def labelled_gauges(name: str, text: str, labels: Sequence[str], values: Labels)
 
 
 def labelled_counters(name: str, text: str, labels: Sequence[str], counts: Labels) -> Metric:
-    """Counts by what each of the labels says."""
+    """One count for each combination of the labels' values."""
     from prometheus_client.core import CounterMetricFamily
 
     family = CounterMetricFamily(name, text, labels=labels)
@@ -55,7 +55,7 @@ def labelled_counters(name: str, text: str, labels: Sequence[str], counts: Label
 
 
 def histograms(name: str, text: str, label: str, found: Iterable[tuple[str, Histogram]]) -> Metric:
-    """Durations, in seconds as Prometheus has them, by what `label` says."""
+    """Histograms of durations for each value of `label`, in seconds, as Prometheus expects."""
     from prometheus_client.core import HistogramMetricFamily
 
     family = HistogramMetricFamily(name, text, labels=[label] if label else [])
@@ -67,7 +67,7 @@ def histograms(name: str, text: str, label: str, found: Iterable[tuple[str, Hist
 
 
 def info(name: str, text: str, values: Mapping[str, str]) -> Metric:
-    """What something is."""
+    """Descriptive texts, such as a version."""
     from prometheus_client.core import InfoMetricFamily
 
     return InfoMetricFamily(name, text, value=dict(values))
@@ -81,14 +81,14 @@ def render(families: Iterable[Metric]) -> bytes:
 
 
 def serve(port: int, families: Callable[[], Iterable[Metric]]) -> tuple[Any, Any]:
-    """Answer `GET /metrics` on 127.0.0.1; the server and its thread. Raises OSError when the port is taken."""
+    """Answer `GET /metrics` on 127.0.0.1; returns the server and its thread. Raises OSError if the port is taken."""
     from prometheus_client import start_http_server
 
     return start_http_server(port, "127.0.0.1", _registry(families))
 
 
 def require() -> None:
-    """Raises MissingExtra when prometheus-client is not installed."""
+    """Raise MissingExtra if prometheus-client is not installed."""
     try:
         import prometheus_client  # noqa: F401
     except ImportError:

@@ -17,11 +17,11 @@ class Recent(Generic[_Item]):
         self._lock = threading.Lock()
 
     def append(self, item: _Item) -> None:
-        """Note one more."""
+        """Add one item."""
         with self._lock:
             self._items.append(item)
 
     def all(self) -> list[_Item]:
-        """Those that are kept, the oldest first."""
+        """The items that are kept, oldest first."""
         with self._lock:
             return list(self._items)

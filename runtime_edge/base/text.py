@@ -12,25 +12,25 @@ MAX_TEXT = 500
 
 
 def printable(text: str, most: int = MAX_TEXT) -> str:
-    """The first `most` characters; those that a terminal would act on, or that turn the text around, become '?'."""
+    """The first `most` characters; those that control a terminal or change the text's direction become '?'."""
     return "".join(char if char.isprintable() else "?" for char in text[:most])
 
 
 def shown(name: Path | str) -> str:
-    """A file's name, or text that holds one, as UTF-8 can write it: bytes that are not UTF-8 by their numbers."""
+    """A file name, or text that holds one, in a form that UTF-8 can encode: other bytes appear as numbers."""
     try:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a surrogate that represents no byte
+    except UnicodeEncodeError:  # a surrogate that does not stand for a byte
         return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 def without_password(url: str) -> str:
-    """An address as it may be shown and stored: without the user's name, password or token in it."""
+    """An address as it may be shown and stored: without the user's name, password or token."""
     return re.sub(r"(^|//)(?:(?!//).)*@", r"\1***@", url)
 
 
 def size(count: float) -> str:
-    """Bytes."""
+    """A number of bytes, for people."""
     for unit in ("B", "kB", "MB"):
         if abs(count) < 999.95 or (unit == "B" and abs(count) < 999.5):
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -39,7 +39,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit of which there are two."""
+    """A duration in the largest unit of which there are at least two."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -47,7 +47,7 @@ def duration(seconds: float) -> str:
 
 
 def moment(at: float) -> str:
-    """A time since the epoch by the local clock, to the minute and never too early; `never` when it is infinite."""
+    """A time since the epoch on the local clock, to the minute and never too early; `never` if it is infinite."""
     if not math.isfinite(at):
         return "never"
     whole = dt.datetime.fromtimestamp(math.ceil(at / 60) * 60).astimezone()

@@ -1,4 +1,4 @@
-"""A thread that owns some state: other threads send it requests, and it serves them one after the other."""
+"""A thread that owns some state: other threads send it requests, which it serves one after the other."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def _never() -> bool:
 class Worker:
     """One thread, started with the first call.
 
-    A call that takes long, such as reading audio to its end, calls `wait` whenever it can be interrupted: what others
-    ask for meanwhile is done there.
+    A long call, such as reading audio to its end, calls `wait` whenever it can be interrupted; requests from others are
+    served there.
     """
 
     def __init__(self) -> None:
@@ -50,10 +50,10 @@ class Worker:
         return await done
 
     def wait(self, until: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """In the worker's thread: do what is asked for until a condition holds, `timeout_s` at most; whether it holds.
+        """In the worker's thread: serve requests until a condition holds, `timeout_s` at most; returns if it holds.
 
-        What has been asked for before comes first. The condition is looked at when something has been done, and when
-        somebody who has changed something calls `wake`; it must be quick, and safe in any thread.
+        Earlier requests come first. The condition is checked after each request, and when somebody who has changed
+        something calls `wake`; it must be quick, and safe in any thread.
         """
         self._do_calls()
         deadline, left_s = (None, -1.0) if timeout_s is None else (time.monotonic() + timeout_s, timeout_s)
@@ -71,14 +71,14 @@ class Worker:
             self._until = outer
 
     def tell(self, loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: Any) -> None:
-        """In the worker's thread: have something called in a loop, in order, once this thread waits or calls `pass_on`.
+        """In the worker's thread: schedule a call in a loop, in order, for when this thread waits or calls `pass_on`.
 
-        Only one thread at a time runs Python: a loop that is woken earlier wakes up to wait for this one.
+        Only one thread at a time runs Python: a loop woken earlier would only wait for this one.
         """
         self._told.append((loop, functools.partial(call, *arguments)))
 
     def pass_on(self) -> None:
-        """In the worker's thread: pass on what was told."""
+        """In the worker's thread: pass on the scheduled calls."""
         while self._told:
             loop, call = self._told.popleft()
             try:
@@ -88,16 +88,16 @@ class Worker:
 
     @property
     def asked(self) -> bool:
-        """Whether there is something to be done. From any thread."""
+        """Whether there are requests to serve. From any thread."""
         return bool(self._calls)
 
     def wake(self) -> None:
-        """Whatever `wait` waits for may hold now. From any thread; wakes the worker only if it does."""
+        """Say that the condition of `wait` may hold now. From any thread; wakes the worker only if it does hold."""
         if self._until():
             self._ring()
 
     def shutdown(self) -> None:
-        """Wait until what was asked for is done, and end the thread."""
+        """Wait until all requests are served, then end the thread."""
         if self._thread is not None:
             self._ending = True
             self._ring()
@@ -116,9 +116,9 @@ class Worker:
             self._do_calls()
 
     def _do_calls(self) -> None:
-        """Those that have been asked for so far; what they ask for themselves waits, and rings again."""
+        """Serve the requests made so far; those made meanwhile wait for the next round."""
         count = len(self._calls)
-        while count and self._calls:  # a call that waits does those behind it
+        while count and self._calls:  # a call that waits also serves those after it
             count -= 1
             self._do(*self._calls.popleft())
             self.pass_on()
@@ -130,7 +130,7 @@ class Worker:
         loop: asyncio.AbstractEventLoop,
         done: asyncio.Future[Any],
     ) -> None:
-        """Run a call, and tell whoever waits for it how it has ended."""
+        """Run a call and report its outcome to whoever awaits it."""
         if done.cancelled():
             return
         try:
@@ -141,7 +141,7 @@ class Worker:
             self.tell(loop, _set, done, result)
 
     def _ring(self) -> None:
-        with contextlib.suppress(RuntimeError):  # somebody else rang, and nobody has come yet
+        with contextlib.suppress(RuntimeError):  # the bell is already rung
             self._bell.release()
 
 

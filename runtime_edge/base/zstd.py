@@ -37,20 +37,20 @@ __all__ = [
 
 
 def compress_frame(compressor: ZstdCompressor, data: bytes | memoryview) -> bytes:
-    """One frame that says how long its content is; the compressor can be used again."""
+    """One frame that states the length of its content; the compressor can be used again."""
     return compressor.compress(data, ZstdCompressor.FLUSH_FRAME)
 
 
 def decompress_frame(decompressor: ZstdDecompressor, frame: bytes | memoryview, size: int) -> bytes | None:
-    """What a fresh decompressor makes of a frame of `size` bytes; None when it holds more or less, or is not all there.
+    """Decompress a frame of `size` bytes; None if it holds more or less, or is incomplete. Wants a fresh decompressor.
 
-    The size that the frame claims is looked at first, and never more than `size` bytes are made. Raises ZstdError for
-    anything else than a frame.
+    The size that the frame claims is checked first, and never more than `size` bytes are produced. Raises ZstdError
+    if it is not a frame.
     """
     if get_frame_info(frame).decompressed_size != size:
         return None
     found = decompressor.decompress(frame, size)
-    # An empty or a full output may leave the frame's end unread.
+    # With empty or full output the frame's end may be unread.
     if not decompressor.eof and not decompressor.needs_input:
         found += decompressor.decompress(b"", 1)
     return found if decompressor.eof and len(found) == size and not decompressor.unused_data else None

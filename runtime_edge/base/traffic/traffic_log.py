@@ -18,37 +18,37 @@ class Traffic(NamedTuple):
     up: int = 0
     down: int = 0
     updates: int = 0
-    """Of both: what bundles, tables, heads and releases took."""
+    """The part of both that bundles, tables, heads and releases took."""
 
     def since(self, before: Traffic) -> Traffic:
-        """What has passed meanwhile."""
+        """What has passed since an earlier total."""
         return Traffic(*(max(0, now - then) for now, then in zip(self, before, strict=True)))
 
     def plus(self, more: Traffic) -> Traffic:
-        """Both together."""
+        """The sum of both."""
         return Traffic(*(one + other for one, other in zip(self, more, strict=True)))
 
     def times(self, factor: float) -> Traffic:
-        """So many times as much."""
+        """Multiply by a factor."""
         return Traffic(*(round(count * factor) for count in self))
 
 
 class Span(NamedTuple):
-    """What passed from `start` (seconds since the epoch) on, until the next one's."""
+    """What passed from `start` (seconds since the epoch) until the start of the next span."""
 
     start: float
     traffic: Traffic
 
 
 class Rate(NamedTuple):
-    """Traffic in a stated time, reckoned from what passed in another one."""
+    """Traffic over a stated time, extrapolated from what passed in another one."""
 
     traffic: Traffic = Traffic()
     seconds: float = 0.0
-    """From which it is reckoned: 0 when nothing is known yet."""
+    """Length of the time it is extrapolated from; 0 if nothing is known yet."""
 
     def __str__(self) -> str:
-        """For people."""
+        """The rate as text for people."""
         if not self.seconds:
             return "nothing is known yet"
         up, down, updates = map(size, self.traffic)
@@ -56,10 +56,10 @@ class Rate(NamedTuple):
 
 
 class TrafficLog:
-    """Adds up what passes. Holds some 80 spans at most.
+    """Adds up traffic; holds some 80 spans at most.
 
     Args:
-        spans: what an earlier run has left, oldest first.
+        spans: the spans of an earlier run, oldest first.
     """
 
     def __init__(self, spans: Iterable[Span] = ()) -> None:
@@ -72,15 +72,15 @@ class TrafficLog:
 
     @property
     def total(self) -> Traffic:
-        """All that is known of."""
+        """The sum over all spans."""
         total = Traffic()
         for span in self._spans:
             total = total.plus(span.traffic)
         return total
 
     def add(self, now: float, traffic: Traffic) -> None:
-        """So much has passed until `now`, seconds since the epoch."""
-        # A clock that was set back: what was written before it counts as of now.
+        """Add traffic that has passed until `now`, seconds since the epoch."""
+        # If the clock was set back, later spans count as of now.
         spans = [Span(min(span.start, now), span.traffic) for span in self._spans]
         merged: list[Span] = []
         for span in [*spans, Span(now, traffic)]:
@@ -93,11 +93,11 @@ class TrafficLog:
         self._spans = merged
 
     def an_hour(self, now: float) -> Rate:
-        """What passes in an hour: as in this and the last one."""
+        """Traffic in an hour, extrapolated from this hour and the last one."""
         return self._rate(now, HOUR_S, (now // HOUR_S - 1) * HOUR_S)
 
     def a_month(self, now: float) -> Rate:
-        """What passes in 30 days: as in the last ones, at most so many."""
+        """Traffic in 30 days, extrapolated from at most the last 30."""
         return self._rate(now, MONTH_S, now - MONTH_S)
 
     def _rate(self, now: float, seconds: float, since: float) -> Rate:
@@ -108,9 +108,9 @@ class TrafficLog:
 
 
 def rate(traffic: Traffic, span_s: float, seconds: float) -> Rate:
-    """What passes in `seconds` where `traffic` passes in `span_s`.
+    """The traffic expected in `seconds` if `traffic` passed in `span_s`.
 
-    Updates come now and then: those of a shorter span count once, and are taken to have come down.
+    Updates are occasional: those of a shorter span count once, and are taken to be downloads.
     """
     if span_s <= 0:
         return Rate()
@@ -122,6 +122,6 @@ def rate(traffic: Traffic, span_s: float, seconds: float) -> Rate:
 
 
 def _piece(start: float, now: float) -> tuple[float, float]:
-    """What is added up: an hour of the last two days, or an earlier day."""
+    """The period that is summed up: an hour within the last two days, or a day before that."""
     length = HOUR_S if now - start < _BY_HOUR_S else DAY_S
     return length, start // length
