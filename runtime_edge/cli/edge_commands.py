@@ -67,7 +67,7 @@ def run(config: Path | None, as_json: bool, quiet: bool, verbose: bool, **given:
         raise UsageError("give --broker, a server's address, or --bundle to run without a server")
     configure(settings.log_level, settings.log_format)
     files: list[Sink] = [JsonLines(path) for path in settings.results]
-    # Beside a log or results on the same terminal a line that is written over is in the way.
+    # With a log or results on the same terminal, a line that keeps being overwritten is in the way.
     beside = settings.log_level in ("debug", "info") or ("-" in settings.results and sys.stdout.isatty())
     lines = live_line(sys.stderr, settings.device, not quiet and not beside)
     try:
@@ -81,7 +81,7 @@ def run(config: Path | None, as_json: bool, quiet: bool, verbose: bool, **given:
     summary = json.dumps(accounting, indent=2) if as_json else _sentence(accounting)
     if words := completes_none(settings.state, accounting):
         click.echo(f"warning: {words}", err=True)
-    click.echo(summary, err="-" in settings.results)  # standard output is the results' then
+    click.echo(summary, err="-" in settings.results)  # standard output then belongs to the results
 
 
 @edge.command("config")

@@ -1,4 +1,4 @@
-"""One status line on a terminal that says what the device is doing."""
+"""A status line on a terminal that says what the device is doing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CLEAR = "\r\x1b[K"
 
 
 class LiveLine:
-    """A sink that writes over its line with each result, a few times a second at most."""
+    """A sink that overwrites its line with each result, a few times a second at most."""
 
     def __init__(self, stream: TextIO, device: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._device, self._clock = stream, printable(device), clock
@@ -26,7 +26,7 @@ class LiveLine:
         self._write(f"{self._device}: waiting for the first window")
 
     def put(self, result: WindowResult) -> None:
-        """Count a result and show the latest one; a revision is of a window that was counted."""
+        """Count a result and show the latest one; a revision belongs to a window already counted."""
         if not result.revises:
             self._finished[result.finished] += 1
         if (now := self._clock()) - self._written >= _EVERY_S:
@@ -41,11 +41,11 @@ class LiveLine:
         self._write("")
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # nobody looks any more
+        with contextlib.suppress(OSError):  # nobody is looking any more
             self._stream.write(_CLEAR + text[: shutil.get_terminal_size().columns - 1])
             self._stream.flush()
 
 
 def live_line(stream: TextIO | None, device: str, wanted: bool) -> list[LiveLine]:
-    """One, where it is wanted and a person looks at the stream."""
+    """A list with one live line if it is wanted and the stream is a terminal, else an empty one."""
     return [LiveLine(stream, device)] if wanted and stream is not None and stream.isatty() else []

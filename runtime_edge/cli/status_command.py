@@ -1,4 +1,4 @@
-"""`ssc edge status`: how the device of a state directory is doing, for a person or as JSON."""
+"""`ssc edge status`: how the device of a state directory is doing, for people or as JSON."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def status_(state: Path | None, config: Path | None, as_json: bool) -> None:
 
 
 def _installed(directory: Path, current: str | None, running: str | None) -> dict[str, Any] | None:
-    """What `ssc edge install` put there for the next start; None where that runs already, or nothing is there."""
+    """The bundle that `ssc edge install` put there for the next start; None if there is none, or it runs already."""
     if current is None or current == running:
         return None
     try:
@@ -136,7 +136,7 @@ def _lines(status: DeviceStatus, proven: str | None) -> list[str]:
 
 
 def _traffic(traffic: TrafficStatus) -> dict[str, str]:
-    """What passes the interface, and what may yet."""
+    """What passes the interface, and what may still pass."""
     rows = {
         "an hour": str(traffic.hour),
         "a month": str(traffic.month),

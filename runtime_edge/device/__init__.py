@@ -1,1 +1,1 @@
-"""One device, from its audio source to its results."""
+"""A device, from its audio source to its results."""

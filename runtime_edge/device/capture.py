@@ -1,4 +1,4 @@
-"""Reads the audio source in the worker's thread, and hands over its windows one by one."""
+"""Reads the audio source in the worker's thread and hands over its windows one by one."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ _LOG = logging.getLogger(__name__)
 
 
 class CapturedWindow(msgspec.Struct, frozen=True):
-    """One window, its samples a copy of its own: (samples,) float32 in [-1, 1]."""
+    """A window with its own copy of the samples: (samples,) float32 in [-1, 1]."""
 
     index: int
     capture_time_ns: int
     samples: npt.NDArray[np.float32]
     ready_at: float
-    """When it could have been run at the earliest, monotonic seconds."""
+    """The earliest time at which it could have been run, monotonic seconds."""
     file: str | None = None
     """The audio file in which it begins; None for live sources and pipes."""
     offset_s: float | None = None
-    """Where in that file, seconds; None without one."""
+    """Where it begins in that file, seconds; None without a file."""
     recorded_at: str | None = None
     """When its first sample was recorded, if the file says so."""
 
 
 class CaptureState(msgspec.Struct, frozen=True):
-    """The capture's state, for a status."""
+    """The capture's state, for the device's status."""
 
     counters: Counters
-    """A copy."""
+    """A copy of the counters."""
     silent_s: float
-    """Since when a live source has delivered nothing, as far as this was asked before; 0 for all others."""
+    """How long a live source has delivered nothing, seconds, going by earlier calls; 0 for other sources."""
 
 
 class _Ended(Exception):
@@ -53,9 +53,9 @@ class _Ended(Exception):
 
 
 class Capture:
-    """Reads the configured source in the worker's thread, which does what else it is asked for while it waits.
+    """Reads the configured source in the worker's thread, which serves other requests while it waits for audio.
 
-    Made and ended in the event loop's thread.
+    Created and ended in the event loop's thread.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class Capture:
         """Raises what `open_source` raises."""
         self._worker, self._sample_rate = worker, sample_rate
         self._counters = Counters()
-        # A file played in real time need wake nobody before a window may be complete.
+        # A file played in real time need not wake anybody before a window may be complete.
         self._blocks = self._open(config, sample_rate, max(BLOCK_SECONDS, hop_samples / sample_rate))
         self._windower = Windower(window_samples, hop_samples, config.gate_db, self._counters)
         self._live = is_live(config.source, config.realtime)
         self._heard = (0, time.monotonic())
         self._handed_over = 0
-        """The worker's; the rest is the loop's."""
+        """Owned by the worker; the other attributes by the loop."""
         self._done = 0
         self._ended = False
         self._error: Exception | None = None
@@ -91,11 +91,10 @@ class Capture:
     async def read(
         self, on_window: Callable[[CapturedWindow], None], stopping: asyncio.Event, limit: int | None = None
     ) -> None:
-        """Pass every window to `on_window` in the worker's thread; whoever processes it calls `window_done` afterwards.
+        """Pass each window to `on_window` in the worker's thread; whoever processes it calls `window_done` afterwards.
 
-        The next window is passed on when the last one is done, until the source ends, `limit` windows are done, or
-        `stopping` is set. Raises the source's SourceError, what `on_window` raises, and the error that a window ended
-        with.
+        The next window is passed on once the last one is done, until the source ends, `limit` windows are done, or
+        `stopping` is set. Raises the source's SourceError, what `on_window` raises, and the error of `window_done`.
         """
         reading = asyncio.ensure_future(self._worker.run(self._read, on_window, limit))
         stopped = asyncio.create_task(stopping.wait())
@@ -104,13 +103,13 @@ class Capture:
         finally:
             stopped.cancel()
             self._end()
-            await asyncio.wait({reading})  # a window may be running
+            await asyncio.wait({reading})  # a window may still be running
         reading.result()
         if self._error is not None:
             raise self._error
 
     def window_done(self, error: Exception | None = None) -> None:
-        """The last window is done, so the next may be read; `error` ends the reading.
+        """Say that the last window is done, so the next may be read; `error` ends the reading.
 
         Call it in the event loop's thread.
         """
@@ -124,7 +123,7 @@ class Capture:
             self._end()
 
     def state(self) -> CaptureState:
-        """In the worker's thread."""
+        """The capture's state. Called in the worker's thread."""
         blocks, since = self._heard
         if blocks != self._counters.blocks or not self._live:
             self._heard = (self._counters.blocks, time.monotonic())
@@ -132,7 +131,7 @@ class Capture:
         return CaptureState(dataclasses.replace(self._counters), time.monotonic() - since)
 
     def wait(self, until: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """The source's way to wait: see `Worker.wait`."""
+        """The way the source waits: see `Worker.wait`."""
         holds = self._worker.wait(lambda: self._ended or until(), timeout_s)
         if self._ended:
             raise _Ended
@@ -163,7 +162,7 @@ class Capture:
             self.wait(self._last_done)
 
     def _interruptible(self, blocks: Iterator[AudioBlock]) -> Iterator[AudioBlock]:
-        """What is asked for is done between two blocks, too: a gated recording may give no window for long."""
+        """Serve requests between two blocks as well: a gated recording may give no window for a long time."""
         for block in blocks:
             self._worker.pass_on()
             if self._worker.asked or self._ended:

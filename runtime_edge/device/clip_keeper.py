@@ -1,9 +1,9 @@
-"""Keeps a short recording of each sound whose label went on, in a directory on this device, within a bound.
+"""Keeps a short recording of each sound whose label went on, in a directory of this device, up to a size limit.
 
     <directory>/rain/2026-11-30T14-15-00.250Z.flac
 
-One subfolder for each label is what `ssc server label` reads, so that clips which were looked through train a head.
-Nothing here leaves the device. Everything runs on the event loop; files are written in a thread.
+`ssc server label` reads one subfolder for each label, so clips that someone has checked can train a head. Nothing
+leaves the device from here. Everything runs on the event loop, but files are written in a thread.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from runtime_edge.errors import UsageError
 
 _LOG = logging.getLogger(__name__)
 MAX_CLIP_S = 10.0
-"""Of a sound that lasts longer its beginning is kept."""
+"""Longest clip, s; of a longer sound the beginning is kept."""
 AROUND_S = 0.5
-"""Before the first window in which a label was detected, and after the last one."""
+"""Seconds kept before the first window in which a label was detected, and after the last one."""
 _REMEMBERED_S = 25.0
-"""A label may go off, and an answer come, so long after the sound has begun."""
+"""How long after the start of a sound its label may go off, or an answer may come, s."""
 _MAX_UNWRITTEN = 8
 _PCM_SCALE = 32767.0
 _NAME = "*/????-??-??T??-??-??.???Z.flac"
@@ -43,13 +43,13 @@ _LOST = "a clip of %s is not kept: %s"
 
 
 class _Piece(msgspec.Struct, frozen=True):
-    """Samples that no piece before holds."""
+    """Samples that no earlier piece holds."""
 
     begins_s: float
     ends_s: float
-    """Capture times, seconds since the epoch."""
+    """Capture time of its end, seconds since the epoch."""
     place: int
-    """Of its first sample on the source's time line."""
+    """Position of its first sample on the source's time line."""
     samples: npt.NDArray[np.int16]
 
 
@@ -63,16 +63,16 @@ class _Sound:
 
 
 class ClipKeeper:
-    """Remembers what was heard last, and writes it down for labels that go on.
+    """Remembers the latest audio, and writes it down for labels that go on.
 
     Args:
-        directory: where clips are kept; made where it is not there.
-        limit_bytes: of all clips there; the oldest make room.
+        directory: where clips are kept; created if missing.
+        limit_bytes: limit for all clips there; the oldest make room.
         rate, window_samples, hop_samples: of the encoder's windows.
     """
 
     def __init__(self, directory: Path, limit_bytes: int, rate: int, window_samples: int, hop_samples: int) -> None:
-        """Raises MissingExtra without soundfile, and UsageError for a directory that cannot be made."""
+        """Raises MissingExtra without soundfile, and UsageError if the directory cannot be created."""
         soundfile_module()
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ class ClipKeeper:
             self._keep(sound, sound.begins_s + MAX_CLIP_S)
 
     def changed(self, change: Change) -> None:
-        """A label has gone on or off."""
+        """Handle a label that has gone on or off."""
         if change.event == "on":
             begins_s = change.since - self._window / self._rate - AROUND_S
             self._sounds[change.label] = _Sound(change.label, change.since, begins_s)
@@ -106,7 +106,7 @@ class ClipKeeper:
             self._keep(sound, min(change.last + AROUND_S, sound.begins_s + MAX_CLIP_S))
 
     async def written(self) -> None:
-        """Wait for what is being written."""
+        """Wait until all pending clips are written."""
         await asyncio.gather(*self._writing, return_exceptions=True)
 
     def _keep(self, sound: _Sound, ends_s: float) -> None:
@@ -124,11 +124,11 @@ class ClipKeeper:
 
     @property
     def _most(self) -> int:
-        """Samples of a clip."""
+        """The most samples a clip can have."""
         return int((MAX_CLIP_S + 1.0) * self._rate) + self._window
 
     def _write(self, sound: _Sound, samples: npt.NDArray[np.int16]) -> None:
-        """In a thread."""
+        """Write one clip. Runs in a thread."""
         data = io.BytesIO()
         library = soundfile_module()
         with library.SoundFile(data, "w", self._rate, 1, "PCM_16", format="FLAC") as file:
@@ -147,9 +147,9 @@ class ClipKeeper:
 
 
 def clip_keeper(config: DeviceConfig, rate: int, window_samples: int, hop_samples: int) -> ClipKeeper | None:
-    """A device's clip keeper; None if no clips are wanted.
+    """A device's clip keeper; None if no clips are to be kept.
 
-    Raises UsageError with a privacy floor, which also forbids keeping.
+    Raises UsageError with a privacy floor, which forbids keeping audio.
     """
     if config.keep_clips is None:
         return None
@@ -160,7 +160,7 @@ def clip_keeper(config: DeviceConfig, rate: int, window_samples: int, hop_sample
 
 
 def make_room(directory: Path, limit_bytes: int) -> None:
-    """Remove the oldest clips until the others fit; other files stay. Raises OSError."""
+    """Remove the oldest clips until the rest fit; other files stay. Raises OSError."""
     clips = sorted(directory.glob(_NAME), key=lambda path: path.name, reverse=True)
     left = limit_bytes
     for path in clips:
@@ -170,7 +170,7 @@ def make_room(directory: Path, limit_bytes: int) -> None:
 
 
 def folder_of(label: str) -> str:
-    """A label as the name of a folder."""
+    """The name of a label's folder."""
     plain = re.sub(r"[^\w .+-]+", "-", label).strip(" .")[:80]
     return plain or "label"
 

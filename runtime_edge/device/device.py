@@ -60,7 +60,7 @@ _LOOK_S = 0.02
 
 @asynccontextmanager
 async def connected(config: DeviceConfig) -> AsyncIterator[Connection | None]:
-    """A connection that has had a moment to be made, and is tried again in the background; None without a broker."""
+    """A connection that has had a moment to connect and keeps trying in the background; None without a broker."""
     if config.broker is None:
         yield None
         return
@@ -82,7 +82,7 @@ Connect = Callable[[DeviceConfig], AbstractAsyncContextManager[Transport | None]
 
 @dataclass(frozen=True, kw_only=True)
 class _Parts:
-    """Of a device that has started."""
+    """The parts of a device that has started."""
 
     budgets: Budgets
     updater: Updater
@@ -100,8 +100,8 @@ class Device:
     Args:
         config: the device's settings.
         sinks: where results go; closed at the end.
-        notifier: systemd's side.
-        connect: gives the link to the broker, if there is one.
+        notifier: reports to systemd.
+        connect: opens the connection to the broker, if there is one.
     """
 
     def __init__(
@@ -116,11 +116,11 @@ class Device:
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """End after the window being processed; spooled frames stay on disk."""
+        """End after the current window; spooled frames stay on disk."""
         self._stopping.set()
 
     async def run(self) -> dict[str, Any]:
-        """Run to the end; returns the report. Raises SscError when it cannot start."""
+        """Run to the end; returns the report. Raises SscError if it cannot start."""
         state = self._config.state
         make_private(state)
         with locked(lock_file(state), "another device runs from this state directory"), LastTroubles() as troubles:
@@ -128,7 +128,7 @@ class Device:
                 return await self._work(await self._start(closing, troubles))
 
     async def _work(self, parts: _Parts) -> dict[str, Any]:
-        """From the first window to the last word."""
+        """Process the source, shut down, and return the report."""
         background = [asyncio.create_task(parts.heartbeat.beat_forever())]
         background.append(asyncio.create_task(parts.learner_sync.share_forever()))
         background.append(asyncio.create_task(parts.budgets.watch_forever()))
@@ -154,13 +154,13 @@ class Device:
             await parts.heartbeat.last(ended)
 
     async def _process_source(self, parts: _Parts) -> None:
-        """Every window, and then what the spool holds."""
+        """Process every window, then send what the spool holds."""
         loop, offline = asyncio.get_running_loop(), self._config.broker is None
 
         def run_when_wanted(window: CapturedWindow) -> None:
-            """In the worker's thread."""
+            """Run the window if anybody wants results. In the worker's thread."""
             if offline and all_gone(self._sinks):
-                loop.call_soon_threadsafe(self.stop)  # nobody would hear of it
+                loop.call_soon_threadsafe(self.stop)  # nobody would receive any result
             if not self._config.realtime:  # files can wait
                 while not parts.capture.wait(lambda: have_room(self._sinks), _LOOK_S):
                     pass
@@ -175,10 +175,10 @@ class Device:
         )
         if parts.delivery is not None:
             await finish_unless(self._stopping, parts.delivery.drain(self._config.drain_s))
-            await parts.delivery.close()  # what is still in flight is decided before the report
+            await parts.delivery.close()  # the outcome of frames still in flight is settled before the report
 
     async def _start(self, closing: AsyncExitStack, troubles: LastTroubles) -> _Parts:
-        """Start the parts one after the other; `closing` ends them in the opposite order."""
+        """Start the parts one after the other; `closing` ends them in reverse order."""
         config, boot, since, counts = self._config, subjects.new_boot(), time.time(), LoopCounts()
         closing.callback(self._close_sinks)
         worker = closing.enter_context(Worker())
@@ -228,7 +228,7 @@ class Device:
         )  # fmt: skip
 
     def _tell_of_labels(self, connection: Transport | None, front_end: FrontEndInfo) -> ClipKeeper | None:
-        """Add the sink that publishes what labels go on and off; what keeps clips of them, if that is wanted."""
+        """Add the sink that publishes labels going on and off; returns the keeper of clips, if wanted."""
         config, rate, hop = self._config, front_end.sample_rate, front_end.hop_samples
         clips = clip_keeper(config, rate, front_end.window_samples, hop)
         if connection is not None or clips is not None:

@@ -1,4 +1,4 @@
-"""What the device has heard so far: its memory, taught by every window once (docs/method.md, section 4)."""
+"""What the device has heard so far: its memory, which learns from every window once (docs/method.md, section 4)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _REMEMBERED = 1024
 
 
 class DeviceMemory:
-    """The mixture and the latest uncertainty it gave. The loop teaches it; the worker asks it about first answers."""
+    """The mixture and its latest uncertainty. The loop teaches it; the worker asks it about first answers."""
 
     def __init__(self, dim: int) -> None:
         self.uncertainty: float | None = None
-        """Normalised, in [0, 1]; None before the first window."""
+        """Normalised to [0, 1]; None before the first window."""
         self.mixture = GaussianMemory(dim=dim)
         self._lock = threading.Lock()
         self._taught: dict[int, None] = {}
@@ -37,7 +37,7 @@ class DeviceMemory:
             return self.uncertainty
 
     def teach_late(self, window: int, embedding: Embedding) -> None:
-        """Learn from an answer after its deadline, unless the device has finished the window by itself."""
+        """Learn from an answer after its deadline, unless the device has already finished the window itself."""
         if window not in self._taught:
             self.teach(window, embedding)
 

@@ -1,4 +1,4 @@
-"""The events that a device publishes on `evt.<device>`: results, and when a label goes on or off."""
+"""The events that a device publishes on `evt.<device>`: results, and labels going on or off."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from runtime_edge.formats.results import VERSION, LabelEvent, ResultEvent, Windo
 EventMode = Literal["all", "labels", "off"]
 _MAX_UNSENT = 64
 _MAX_TOLD = 64
-"""Labels in one report."""
+"""The most labels in one report."""
 _GRACE_S = 2.0
-"""For what waits to be sent when a device ends."""
+"""How long a device that ends waits for unsent events, s."""
 _LATE_S = 5.0
-"""A window's result may come so long after it."""
+"""How long after its window a result may come, s."""
 _USUAL: LabelRule = LabelRule()
 
 
 class EventSink:
-    """Publishes results: every one (`all`), or those with a detected label (`labels`); and labels that go on or off.
+    """Publishes results, every one (`all`) or those with a detected label (`labels`), and labels going on or off.
 
-    Events reach only live listeners: while the broker is away, or does not keep up, they are dropped and counted.
+    Only live listeners receive events: while the broker is away or does not keep up, they are dropped and counted.
 
     Args:
-        publish: sends an event on a subject; None: there is no broker.
-        device: its name.
-        mode: which results.
-        usual: when a label counts as detected, and goes on and off.
+        publish: sends an event on a subject; None without a broker.
+        device: the device's name.
+        mode: which results to publish.
+        usual: when a label counts as detected, goes on and goes off.
         rules: the same for labels with rules of their own.
-        hop_s: from one window to the next, s.
-        on_change: is told of each label that goes on or off, whatever is published.
+        hop_s: time from one window to the next, s.
+        on_change: called with each label that goes on or off, whatever is published.
     """
 
     def __init__(
@@ -61,15 +61,15 @@ class EventSink:
 
     @property
     def on(self) -> dict[str, float]:
-        """The labels that are on and were published, each with when it was first detected."""
+        """The labels that are on and were published, each with the time when it was first detected."""
         return {} if self._mode == "off" else self._switches.on
 
     def put(self, result: WindowResult) -> None:
-        """Publish in the background; called on the event loop."""
+        """Publish a result in the background; called on the event loop."""
         if self._mode == "off" and self._on_change is None:
             return
         detected = self._detected(result)
-        # What was revised may have been an event, which others must not go on believing.
+        # The revised answer may have been published: listeners must learn that it no longer holds.
         if detected or result.revises or self._mode == "all":
             self._send(self._event(result, list(detected)))
         if self._latest is None or result.time > self._latest.time:
@@ -78,20 +78,20 @@ class EventSink:
         self._await_silence()
 
     async def end(self) -> None:
-        """No more results come: what is on goes off, and is sent if that does not take long."""
+        """Call when no more results come: labels that are on go off, and this is sent if that does not take long."""
         self._stop_waiting()
         self._tell(self._switches.end())
         if self._unsent:
             await asyncio.wait(self._unsent, timeout=_GRACE_S)
 
     def close(self) -> None:
-        """Give up what has not been sent."""
+        """Drop what has not been sent."""
         self._stop_waiting()
         for sending in self._unsent:
             sending.cancel()
 
     def _detected(self, result: WindowResult) -> dict[str, float]:
-        """The labels that are detected, best first, with their scores."""
+        """The detected labels, best first, with their scores."""
         labels, said = {} if result.unknown else result.labels or {}, result.detected or []
         thresholds = {label: self._switches.rule(label).threshold for label in labels}
         return {
@@ -101,7 +101,7 @@ class EventSink:
         }
 
     def _await_silence(self) -> None:
-        """A source that is quiet, or gone, gives no window that would end what is on."""
+        """Make labels go off later even if no window comes, because the source is quiet or gone."""
         self._stop_waiting()
         if not self._switches.on:
             return
@@ -174,13 +174,13 @@ class EventSink:
 
 
 def labels_on(sinks: Iterable[Sink]) -> dict[str, float]:
-    """The labels that are on, each with when it was first detected; the latest ones where there are very many."""
+    """The labels that are on, each with the time when it was first detected; only the latest if there are very many."""
     found = [pair for sink in sinks if isinstance(sink, EventSink) for pair in sink.on.items()]
     return dict(found[-_MAX_TOLD:])
 
 
 async def end_events(sinks: Iterable[Sink]) -> None:
-    """No more results come."""
+    """Tell the sinks that no more results come."""
     for sink in sinks:
         if isinstance(sink, EventSink):
             await sink.end()

@@ -23,16 +23,16 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
     mbps_in_question: float | None
     """The uplink rate, above the current one, at which another cut would have been better; None if there is none."""
     capped: bool
-    """Whether the table keeps to a cap on bytes."""
+    """Whether the table has a cap on bytes."""
     hop_s: float
     cut: str
     engine: Engine
     """The engine that ran it; a newer one may be in use by now."""
     learner: OnlineLearner | None
-    """What its table learns with, if it does."""
+    """The learner of its table, if there is one."""
     step: PrefixResult
     frame_bytes: int
-    """Of its frame, which need not be kept for that."""
+    """Size of its frame, which need not be kept just to know it."""
     cpu: float
     bandwidth_mbps: float
     rtt_ms: float
@@ -41,7 +41,7 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
     def result(
         self, embedding: Embedding, uncertainty: float, where: str, network_ms: float, server_ms: float
     ) -> WindowResult:
-        """The window's result: its embedding (d,), finished at `where` with these shares of the latency."""
+        """The window's result: its embedding (d,), finished at `where`, and the parts of its latency."""
         first = self.step.first
         return WindowResult(
             version=VERSION,
@@ -73,10 +73,10 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def differs(first: WindowResult, final: WindowResult, above: float) -> bool:
-    """Whether a second answer for a window says something else than the first, by more than `above`.
+    """Whether a second answer for a window differs from the first by more than `above`.
 
-    In the score of a label, where one that a result does not name counts as 0; without labels in the cosine of the
-    embeddings, which is then 1 less so much.
+    Compared are the labels' scores, where a label that a result does not name counts as 0; without labels, the
+    embeddings: they differ if their cosine is below 1 - `above`.
     """
     if first.labels is None or final.labels is None:
         vectors = np.array([first.embedding, final.embedding])

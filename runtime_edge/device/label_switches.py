@@ -1,10 +1,10 @@
-"""Which labels are on: a label goes on once it was detected for long enough, and off once it was not for long enough.
+"""Which labels are on: a label goes on after being detected for long enough, and off after not being detected as long.
 
     switches = LabelSwitches(LabelRule(hold_s=2.0), {"rain": LabelRule(hold_s=30.0, min_s=5.0)}, gap_s=1.25)
-    switches.window(12.5, {"rain": 0.93})         # the labels that changed with this window
+    switches.window(12.5, {"rain": 0.93})         # the labels that this window changed
     switches.passed(50.0)                         # those that changed because no window came
 
-Times are capture times of the ends of windows, in seconds. Nothing here looks at a clock.
+Times are capture times of the ends of windows, in seconds. Nothing here reads a clock.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class Change:
     event: Literal["on", "off"]
     label: str
     score: float
-    """The highest since `since`."""
+    """The highest score since `since`."""
     since: float
     """When it was first detected."""
     last: float
-    """When it was detected last."""
+    """When it was last detected."""
 
 
 @dataclass
 class _Heard:
-    """A label that is on, or is detected and may go on."""
+    """A label that is on, or that is detected and may go on."""
 
     since: float
     last: float
@@ -41,12 +41,12 @@ class _Heard:
 
 
 class LabelSwitches:
-    """One switch for each label.
+    """Switches labels on and off, each on its own.
 
     Args:
         usual: when a label goes on and off.
         rules: the same for those with rules of their own.
-        gap_s: for so long windows may fail to come without a label counting as undetected.
+        gap_s: how long windows may be missing before a label counts as undetected.
     """
 
     def __init__(self, usual: LabelRule, rules: Mapping[str, LabelRule], gap_s: float) -> None:
@@ -55,20 +55,20 @@ class LabelSwitches:
         self._latest = float("-inf")
 
     def rule(self, label: str) -> LabelRule:
-        """That of a label."""
+        """The rule of a label."""
         return self._rules.get(label, self._usual)
 
     @property
     def on(self) -> dict[str, float]:
-        """The labels that are on, each with when it was first detected, in that order."""
+        """The labels that are on, each with the time when it was first detected, in that order."""
         found = [(heard.since, label) for label, heard in self._heard.items() if heard.is_on]
         return {label: since for since, label in sorted(found)}
 
     def window(self, time: float, detected: Mapping[str, float], revised: bool = False) -> list[Change]:
-        """A window that ended at `time`, with the labels detected in it and their scores.
+        """Take a window that ended at `time`, with the labels detected in it and their scores.
 
-        One may come after later ones, or say anew (`revised`) what an earlier answer for it has said: its labels
-        count, and those that were detected in it alone do not any more.
+        A window may come after later ones, or with a new answer (`revised`) in place of an earlier one: the new labels
+        count, and those that only the earlier answer had do not count any more.
         """
         if time <= self._latest:
             return self._late(time, detected, revised)
@@ -92,11 +92,11 @@ class LabelSwitches:
         return [*changes, *self._begin()]
 
     def passed(self, time: float) -> list[Change]:
-        """No window has come until `time`."""
+        """Note that no window has come until `time`."""
         return self._end_those(lambda label, heard: self._is_over(label, heard, time, detected=False))
 
     def end(self) -> list[Change]:
-        """No more windows come: what is on goes off."""
+        """Note that no more windows come: labels that are on go off."""
         return self._end_those(lambda _label, _heard: True)
 
     def _is_over(self, label: str, heard: _Heard, time: float, detected: bool) -> bool:

@@ -40,24 +40,24 @@ from runtime_edge.updates.updater import Updater
 _LOG = logging.getLogger(__name__)
 _SETTLING_S = 0.02
 _MOST_STANDING = 64
-"""Windows whose first answer a late one of the server's may still revise."""
+"""How many windows are remembered whose first answer a late one from the server may still revise."""
 
 
 @dataclass(kw_only=True)
 class Pipeline:
     """Processes windows one by one and passes their results to the sinks, possibly out of order.
 
-    Made in the device's loop, which owns what is here; only `run_window` is called in the worker's thread.
+    Created in the device's loop, which owns its state; only `run_window` is called in the worker's thread.
     """
 
     config: DeviceConfig
     worker: Worker
     runner: WindowRunner
-    """The worker's: called only in its thread."""
+    """Owned by the worker: called only in its thread."""
     updater: Updater
     memory: DeviceMemory
     learner_sync: LearnerSync
-    """Of the splitter table, with `--learn`."""
+    """Syncs what `--learn` has learnt for the splitter table."""
     head_updater: HeadUpdater
     delivery: Delivery | None
     """None without a broker."""
@@ -65,24 +65,24 @@ class Pipeline:
     sinks: list[Sink]
     counts: LoopCounts
     window_done: Callable[[Exception | None], None]
-    """Called in the loop when another window may come, or with what ends the device."""
+    """Called in the loop when another window may come, or with the error that ends the device."""
     clips: ClipKeeper | None = None
-    """Keeps what labels are heard in, where that is wanted."""
+    """Keeps clips of the sounds that labels are heard in, if wanted."""
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     cut: str | None = None
-    """Of the latest window."""
+    """The cut of the latest window."""
     _unanswered: int = 0
-    """Windows that wait for the server's answer or their deadline."""
+    """Windows that wait for the server's answer or for their deadline."""
     _standing: dict[int, InFlight] = field(default_factory=dict)
-    """By index, windows without an answer in time, whose first one stands; without their samples and frames."""
+    """Windows, by index, whose first answer stands because no other came in time; without their samples and frames."""
     _engine: Engine | None = None
-    """Of the latest window."""
+    """The engine of the latest window."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def run_window(self, window: CapturedWindow) -> None:
         """In the worker's thread: run one window, then pass it to the event loop. Raises what running raises.
 
-        What the loop owns is only read, one number at a time.
+        It only reads the loop's state, one number at a time.
         """
         delivery, uplink = self.delivery, self.uplink
         connected = delivery is None or delivery.connected
@@ -106,10 +106,9 @@ class Pipeline:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def late_reply(self, reply: Reply) -> None:
-        """An answer after its deadline still teaches the memory, unless the window has taught it already, and revises
-        what an exit has said.
+        """Let a late answer teach the memory, unless the window already has, and revise an exit's answer.
 
-        An unexpected answer reports a problem with a window, or changes of the mixture.
+        An answer that was not asked for reports a problem with a window, or changes to the mixture.
         """
         if reply.status == "ok" and not reply.embedding:
             self._count_answer(reply)
@@ -136,12 +135,12 @@ class Pipeline:
         try:
             await self.worker.run(self.runner.install, update)
             if update.engine is not None:
-                self.counts.refused_in_a_row = 0  # those of the bundle before
+                self.counts.refused_in_a_row = 0  # it counted for the bundle before
         except Exception as exc:
             self.window_done(exc)
 
     def _prefix_done(self, in_flight: InFlight) -> None:
-        """A window has arrived in the event loop: finish it, or send its frame."""
+        """Take a window that has arrived in the event loop: finish it, or send its frame."""
         try:
             if self.clips is not None:
                 self.clips.hear(in_flight.window)
@@ -160,12 +159,12 @@ class Pipeline:
         self.cut = in_flight.cut
         if in_flight.engine is not self._engine:
             self._engine = in_flight.engine
-            self._standing.clear()  # they would hold the one before
+            self._standing.clear()  # they would keep the earlier engine in memory
         self.counts.cuts[in_flight.cut] += 1
         if in_flight.step.first is not None:
             first = in_flight.step.first
             self._give(self._result(in_flight, first.embedding, first.uncertainty, first.by), in_flight)
-            if not in_flight.live:  # kept: nobody says more
+            if not in_flight.live:  # kept: no other answer will come
                 self._learn(in_flight, first.embedding, None)
         if in_flight.step.embedding is not None:
             self._finish(in_flight, in_flight.step.embedding, "device")
@@ -182,7 +181,7 @@ class Pipeline:
         self.window_done(None)
 
     def _exchange(self, delivery: Delivery, in_flight: InFlight) -> None:
-        """Send one frame; the window is finished with the server's answer or, past the deadline, without it."""
+        """Send one frame; the window is finished with the server's answer or, after the deadline, without it."""
         if in_flight.step.embedding is not None:
             delivery.report(in_flight.message_id, in_flight.window.index, in_flight.step.frame, in_flight.hop_s)
             return
@@ -193,7 +192,7 @@ class Pipeline:
         delivery.exchange(in_flight.message_id, in_flight.window.index, frame, deadline_s, answered, in_flight.hop_s)
 
     def _probe_bandwidth(self, delivery: Delivery, in_flight: InFlight) -> None:
-        """Where a faster link would change the cut, find out whether it is one: behind a frame, or now and then."""
+        """If a faster link would change the cut, probe the link: right behind a frame, or now and then."""
         sent = len(in_flight.step.frame) if in_flight.live and not delivery.packs else 0
         filler = filler_bytes(self.uplink.uplink_mbits, in_flight.mbps_in_question, in_flight.hop_s, sent)
         since_s = time.monotonic() - self.uplink.measured_at
@@ -201,7 +200,7 @@ class Pipeline:
             self._spawn(delivery.bandwidth_probe(sent, filler))
 
     def _answered(self, in_flight: InFlight, reply: Reply | None, seconds: float) -> None:
-        """The server's answer to a frame, or None past its deadline."""
+        """Handle the server's answer to a frame, or None after its deadline."""
         self._unanswered -= 1
         embedding = None
         if reply is not None:
@@ -211,14 +210,14 @@ class Pipeline:
         if embedding is not None and reply is not None:
             server_ms = min(reply.server_us / 1e3, seconds * 1e3)
             self._finish(in_flight, embedding, "server", seconds * 1e3 - server_ms, server_ms)
-        elif in_flight.step.first is not None:  # which stands
+        elif in_flight.step.first is not None:  # the first answer stands
             self._learn(in_flight, in_flight.step.first.embedding, None)
             self._keep_standing(in_flight)
         else:
             self._spawn(self._fall_back(in_flight, seconds))
 
     def _keep_standing(self, in_flight: InFlight) -> None:
-        """The first answer stands; the server's may still come."""
+        """Remember a window whose first answer stands; the server's may still come."""
         if in_flight.engine is not self._engine:
             return
         if len(self._standing) >= _MOST_STANDING:
@@ -228,13 +227,13 @@ class Pipeline:
         self._standing[window.index] = msgspec.structs.replace(in_flight, window=window, step=step)
 
     async def _fall_back(self, in_flight: InFlight, seconds: float) -> None:
-        """The server did not answer in time, so the device runs the rest of the encoder."""
+        """Run the rest of the encoder on the device, because the server did not answer in time."""
         embedding = await self.worker.run(self.runner.embed, in_flight)
         if embedding is not None:
             self._finish(in_flight, embedding, "fallback", seconds * 1e3)
 
     def _usable_embedding(self, reply: Reply) -> Embedding | None:
-        """The (d,) float32 embedding of an answer, or None after acting on a refusal."""
+        """The (d,) float32 embedding of an answer; None after acting on a refusal."""
         self._count_answer(reply)
         embedding = reply.vector(self.memory.mixture.dim) if reply.status == "ok" else None
         if embedding is None:
@@ -274,7 +273,7 @@ class Pipeline:
             self._revise(in_flight, result)
 
     def _revise(self, in_flight: InFlight, result: WindowResult) -> None:
-        """Give the server's result after the first one, where it says something else."""
+        """Publish the server's result after the first one, if the two differ."""
         first = in_flight.step.first
         assert first is not None, "the device has answered"
         said = self._result(in_flight, first.embedding, first.uncertainty, first.by)
@@ -303,7 +302,7 @@ class Pipeline:
         return self.head_updater.label(result, in_flight.engine.bundle.manifest.info, embedding, at)
 
     def _give(self, result: WindowResult, in_flight: InFlight) -> None:
-        """The first answer of a window."""
+        """Give a window's first answer to the sinks."""
         self.counts.finish(in_flight.cut, result.finished, result.latency_ms)
         self._put(result)
 
@@ -312,7 +311,7 @@ class Pipeline:
             try:
                 sink.put(result)
             except Exception as exc:
-                # A full disk under the results, or a user's callback, must not end the capture.
+                # Neither a full disk nor a user's callback must end the capture.
                 self._count_error(exc)
 
     def _count_error(self, exc: Exception) -> None:

@@ -30,17 +30,17 @@ from runtime_edge.updates.updater import Updater
 _Key = TypeVar("_Key", bound=str)
 _SOFTWARE = installed_version()
 _MAX_TROUBLE = 200
-"""Characters."""
+"""Longest warning in a report, characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reporter:
-    """Asks the worker's parts in its thread, and merges what they say with what the loop knows."""
+    """Asks the worker's parts in its thread, and merges their answers with what the loop knows."""
 
     config: DeviceConfig
     boot: str
     since: float
-    """Of the run, seconds since the epoch."""
+    """Start of the run, seconds since the epoch."""
     worker: Worker
     runner: WindowRunner
     pipeline: Pipeline
@@ -57,7 +57,7 @@ class Reporter:
         return self._report(await self.worker.run(self.runner.state), health(), self.budgets.status())
 
     async def status(self, ended: str | None) -> DeviceStatus:
-        """How the device is now; `ended`: why it is not running any more. Raises SpoolError."""
+        """The device's status now; `ended`: why it is no longer running. Raises SpoolError."""
         (state, capture), vitals = await self.worker.run(self._worker_state), health()
         pipeline, uplink, traffic = self.pipeline, self.pipeline.uplink, self.budgets.status()
         return DeviceStatus(
@@ -97,7 +97,7 @@ class Reporter:
             health=vitals,
             metrics_port=self.metrics_port,
             report=self._report(state, vitals, traffic),
-            # Written in another thread while the loop goes on counting.
+            # These are copies: another thread writes them down while the loop goes on counting.
             stage_ms={**state.stage_ms, **_copied(pipeline.counts.stage_ms)},
             cut_ms=_copied(pipeline.counts.cut_ms),
             troubles=self.troubles.newest_first(),
@@ -126,7 +126,7 @@ class Reporter:
 
 
 def traffic_fields(traffic: TrafficStatus) -> dict[str, Any]:
-    """Of the report: short, since each report is traffic."""
+    """The traffic fields of the report, kept short because each report is traffic itself."""
     budgets = {"budget": traffic.budget, "update_budget": traffic.update_budget}
     told = {name: [one.mb_per_day, one.left_bytes] for name, one in budgets.items() if one is not None}
     rates = [[*rate.traffic, round(rate.seconds)] for rate in (traffic.hour, traffic.month)]

@@ -1,6 +1,6 @@
 """What the worker owns: the engine with its audio stream, the splitter, the spool, and their counters.
 
-The loop owns the rest (`runtime_edge.device.pipeline`). Between the two go frozen messages: `Situation` and `Update` to
+The loop owns the rest (`runtime_edge.device.pipeline`). The two exchange frozen messages: `Situation` and `Update` to
 the runner, `InFlight` and `RunnerState` from it.
 """
 
@@ -37,7 +37,7 @@ class Situation(msgspec.Struct, frozen=True):
     """What the loop knows when a window begins."""
 
     uncertainty: float | None
-    """Of the latest window that has one."""
+    """Uncertainty of the latest window that has one."""
     bandwidth_mbps: float
     rtt_ms: float
     connected: bool
@@ -51,24 +51,24 @@ class Update(msgspec.Struct, frozen=True):
     engine: Engine | None
     table: SplitterTable | None
     learner: OnlineLearner | None
-    """For the table, with `--learn`."""
+    """The learner for the table, with `--learn`."""
 
 
 class RunnerState(msgspec.Struct, frozen=True):
-    """The runner's state, for a status."""
+    """The runner's state, for the device's status."""
 
     generation: int
     bundle: str
     variant: str
     runtime: str
     blocks: tuple[int, int]
-    """How many are here, and how many there are."""
+    """How many blocks are on this device, and how many the bundle has."""
     front_end: str
-    """What computes it: `fft` or `graph`."""
+    """What computes the front end: `fft` or `graph`."""
     table: str
     """Who made the splitter table."""
     splitter: dict[str, float]
-    """What the latest choice was made from."""
+    """The values on which the latest choice was based."""
     cpu: float
     spool: SpoolState
     report: dict[str, Any]
@@ -76,19 +76,19 @@ class RunnerState(msgspec.Struct, frozen=True):
 
 
 class WindowRunner:
-    """Chooses a cut, runs the prefix, frames and spools. Everything here happens in the worker's thread.
+    """Chooses a cut, runs the prefix, makes the frame and spools it. Everything here happens in the worker's thread.
 
     Args:
         config: the device's settings.
-        boot: this run's name.
-        engine: the first one.
-        table: the first one, which fits the engine.
+        boot: the token of this run.
+        engine: the first engine.
+        table: the first table, which fits the engine.
         learner: corrects the table, with `--learn`.
-        frame_store: where frames lie until the broker has them.
+        frame_store: keeps frames until the broker has them.
         accounting: what is counted here and in the frame store.
         ships: whether there is anybody to send frames to.
-        judge: uncertainty and novelty of a first answer's embedding, by the device's memory.
-        entropy: how undecided the head is about an embedding, of the exit at a cut or of the whole encoder.
+        judge: gives uncertainty and novelty of a first answer's embedding, from the device's memory.
+        entropy: how undecided the head is about an embedding, from the exit at a cut or the whole encoder.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class WindowRunner:
         accounting.generation_start = accounting.generation_end = engine.generation
 
     def run(self, window: CapturedWindow, now: Situation) -> InFlight:
-        """One window, up to the spool. Raises what running raises."""
+        """Run one window, up to spooling its frame. Raises what running raises."""
         accounting, splitter, engine = self._accounting, self._splitter, self._engine
         accounting.pcm16_bytes += 2 * engine.bundle.manifest.info.front_end.hop_samples
         accounting.stage_ms["wait"].observe((time.monotonic() - window.ready_at) * 1e3)
@@ -133,7 +133,7 @@ class WindowRunner:
         )
         cascade = self._cascade is not None and self._ships and engine.prefix.fits(engine.last_cut)
         if not self._ships or self._config.min_cut == LOCAL:
-            # Nobody to ship to, or nothing may be shipped.
+            # There is nobody to ship to, or nothing may be shipped.
             decision = decision._replace(cut=LOCAL, explored=False, width=0, exit=False)
         elif cascade:
             decision = decision._replace(cut=engine.cut_names[0], explored=False, width=0, exit=False)
@@ -142,7 +142,7 @@ class WindowRunner:
         index = engine.last_cut if decision.cut == LOCAL else engine.cut_names.index(decision.cut)
         live = decision.cut != LOCAL and now.has_room
         first: FirstAnswerer | None = "device" if cascade else "exit" if decision.exit and live else None
-        as_priced = live or index == engine.last_cut  # otherwise more than that is run
+        as_priced = live or index == engine.last_cut  # otherwise more blocks run than the action's cost accounts for
         if splitter.learner is not None and as_priced and first != "device":
             at = Conditions(splitter.uncertainty, cpu, now.bandwidth_mbps, now.rtt_ms)
             splitter.learner.decided(window.index, decision.row, decision.action, at)
@@ -191,13 +191,11 @@ class WindowRunner:
             self._gate = _gate_of(table, self._config)
 
     def restart_stream(self) -> None:
-        """The server cannot decode the audio stream any further: start a new one with the next window."""
+        """Start a new audio stream with the next window, because the server cannot decode this one any further."""
         self._engine.restart_stream()
 
     def embed(self, in_flight: InFlight) -> Embedding | None:
-        """The (d,) embedding of a window that the device must finish itself; None if memory has no room for all
-        blocks.
-        """
+        """The (d,) embedding of a window that the device must finish itself; None if memory has no room for it."""
         return in_flight.engine.embed(in_flight.window.samples)
 
     def state(self) -> RunnerState:
@@ -257,7 +255,7 @@ class WindowRunner:
         return step
 
     def _first_answer(self, by: FirstAnswerer, cut: int, explored: bool) -> Judge:
-        """What is made of a first answer's embedding."""
+        """The function that judges a first answer's embedding."""
         at = self._engine.cut_names[cut] if by == "exit" else None
 
         def judge(embedding: Embedding) -> FirstAnswer:
@@ -267,8 +265,8 @@ class WindowRunner:
         return judge
 
     def _is_worth_sending(self, embedding: Embedding, exit_cut: str | None) -> bool:
-        """What the thresholds say of what the device itself made of a window. A cascade asks for nothing without a
-        head, which would know when it is unsure.
+        """Whether the thresholds say to ship a window, given the device's own embedding of it. A cascade ships nothing
+        without a head, which would know when it is unsure.
         """
         if self._gate is None:
             return True

@@ -1,4 +1,4 @@
-"""Where results go: JSON lines, a callback; events on the broker are in `event_sink`."""
+"""Where results go: JSON lines or a callback; for events on the broker see `event_sink`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runtime_edge.formats.results import WindowResult
 
 _LOG = logging.getLogger(__name__)
 _GRACE_S = 2.0
-"""For what waits to be written when a device ends."""
+"""How long a device that ends waits for unwritten results, s."""
 _LOOK_S = 0.01
 Callback = Callable[[WindowResult], None]
 
@@ -32,28 +32,28 @@ class Sink(Protocol):
         """Take one result."""
 
     def close(self) -> None:
-        """No more results come."""
+        """Call when no more results come."""
 
 
 class JsonLines:
-    """One JSON object a line to a file, to a named pipe, or to standard output for `-`.
+    """Writes one JSON object per line to a file, to a named pipe, or to standard output for `-`.
 
     On a terminal the embedding is left out: its hundreds of numbers would hide the rest.
-    Written in a thread of its own: a reader who does not read costs results, which are counted, and stops nobody.
+    Writes in a thread of its own: a reader who stops reading loses results, which are counted, but holds up nobody.
     """
 
     def __init__(self, path: str) -> None:
-        """Raises UsageError for what cannot be written."""
+        """Raises UsageError if the path cannot be written."""
         self._name, self._for_people = f"results {path}", path == "-" and sys.stdout is not None and sys.stdout.isatty()
         self.lines = LineWriter(_opener(path), self._complain, reopens=_is_named_pipe(path))
-        """What waits to be written, and what was lost."""
+        """Knows how many lines wait and how many were lost."""
 
     def put(self, result: WindowResult) -> None:
         """Write one line soon."""
         self.lines.put(msgspec.json.encode(_without_embedding(result) if self._for_people else result) + b"\n")
 
     def close(self) -> None:
-        """Write what waits, if it is read, and close the file (not standard output)."""
+        """Write what waits, if somebody reads it, and close the file (not standard output)."""
         self.lines.close(_GRACE_S)
 
     def _complain(self, what: str) -> None:
@@ -65,7 +65,7 @@ def _without_embedding(result: WindowResult) -> dict[str, Any]:
 
 
 def _opener(path: str) -> Callable[[], Any]:
-    """What opens a destination of results; a file is opened now."""
+    """A function that opens a destination of results; a regular file is opened right away."""
     if path == "-":
         if sys.stdout is None:
             raise UsageError("results -: standard output is closed: open it, or name a file")
@@ -77,7 +77,7 @@ def _opener(path: str) -> Callable[[], Any]:
         return lambda: output
     opened = functools.partial(Path(path).open, "ab", buffering=0)
     if _is_named_pipe(path):
-        return opened  # which waits for a reader
+        return opened  # opening it waits for a reader
     try:
         file = opened()
     except OSError as exc:
@@ -90,7 +90,7 @@ def _is_named_pipe(path: str) -> bool:
 
 
 class CallbackSink:
-    """Hands each result to a function."""
+    """Passes each result to a function."""
 
     def __init__(self, callback: Callback) -> None:
         self._callback = callback
@@ -100,7 +100,7 @@ class CallbackSink:
         self._callback(result)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is nothing to close."""
 
 
 def all_gone(sinks: Iterable[Sink]) -> bool:
@@ -114,7 +114,7 @@ def _takes_all(sink: Sink) -> bool:
 
 
 def dropped(sinks: Iterable[Sink]) -> int:
-    """Results that their readers did not take."""
+    """The number of results that their readers did not take."""
     return sum(lines.dropped for lines in _lines(sinks))
 
 
@@ -124,7 +124,7 @@ def have_room(sinks: Iterable[Sink]) -> bool:
 
 
 async def written(sinks: Iterable[Sink], within_s: float | None) -> None:
-    """Wait until every result is written, or for so long."""
+    """Wait until every result is written, at most `within_s`."""
     deadline = None if within_s is None else time.monotonic() + within_s
     for lines in _lines(sinks):
         while lines.waiting and (deadline is None or time.monotonic() < deadline):
