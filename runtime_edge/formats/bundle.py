@@ -25,16 +25,16 @@ ASSETS = "shared_assets"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest has been read and, where a key is trusted, verified."""
+    """A bundle whose manifest has been read and, if a key is trusted, verified."""
 
     path: Path
     manifest: Manifest
     digest: str
-    """`sha256:<hex>` of manifest.json: names this very bundle."""
+    """`sha256:<hex>` of manifest.json, which identifies this very bundle."""
     signed_by: str | None
-    """Trusted comment of the signature when it was checked."""
+    """Trusted comment of the signature, if it was checked."""
     trusted: minisign.PublicKey | None = None
-    """The key that had to sign it, and has to sign its tables."""
+    """The key that must have signed it, and must sign its tables."""
 
     def read(self, reference: str) -> bytes:
         """The bytes of an asset `sha256:<hex>/<name>`, digest checked. Raises BundleError."""
@@ -75,12 +75,12 @@ class Bundle:
         return table
 
     def verify_assets(self) -> int:
-        """Check every asset's digest; return the bytes read. Raises BundleError at the first that is wrong."""
+        """Check every asset's digest; returns the bytes read. Raises BundleError at the first wrong one."""
         return sum(len(self.read(reference)) for reference in sorted(self.manifest.assets()))
 
 
 def open_bundle(path: Path, trusted: minisign.PublicKey | None = None) -> Bundle:
-    """Read and check the manifest of a bundle directory; with `trusted`, an unsigned bundle is refused too.
+    """Read and check the manifest of a bundle directory; with `trusted`, an unsigned bundle is refused as well.
 
     Raises BundleError or SignatureError.
     """
@@ -94,7 +94,7 @@ def open_bundle(path: Path, trusted: minisign.PublicKey | None = None) -> Bundle
 
 
 def check_comment(comment: str, manifest: Manifest, source: str) -> None:
-    """Raise SignatureError unless the trusted comment of a manifest's signature says the manifest's generation."""
+    """Raise SignatureError unless the trusted comment of a manifest's signature states the manifest's generation."""
     if f"generation:{manifest.info.generation}" not in comment.split():
         raise SignatureError(
             f"{source}: signed for another generation: the trusted comment says {comment!r} on a manifest of "
@@ -111,7 +111,7 @@ def asset_path(root: Path, reference: str) -> Path:
 
 
 def check_asset(reference: str, size: int, data: bytes, source: str) -> None:
-    """Raise BundleError unless `data` has the size and digest its reference promises."""
+    """Raise BundleError unless `data` has the size and digest that its reference promises."""
     if len(data) != size:
         raise BundleError(f"{source}: {len(data)} bytes, but the manifest says {size}; fetch or compile it again")
     if manifests.asset_ref(reference.split("/")[1], data) != reference:
@@ -121,7 +121,7 @@ def check_asset(reference: str, size: int, data: bytes, source: str) -> None:
 def _read_signed(
     root: Path, path: Path, limit_bytes: int, trusted: minisign.PublicKey | None
 ) -> tuple[bytes, str | None]:
-    """Read a file and, where a key is trusted, verify its signature; returns the trusted comment too."""
+    """Read a file and, if a key is trusted, verify its signature; returns the trusted comment as well."""
     data = _read_plain(root, path, limit_bytes)
     if trusted is None:
         return data, None
@@ -136,7 +136,7 @@ def _read_signed(
 
 
 def _read_plain(root: Path, path: Path, limit_bytes: int) -> bytes:
-    """Read a file below `root` that is reached through no link. Raises BundleError."""
+    """Read a file below `root`, refusing links on the way. Raises BundleError."""
     _refuse_links(root, path)
     return read_bounded(path, limit_bytes, BundleError)
 

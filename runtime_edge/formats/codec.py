@@ -29,7 +29,7 @@ Array = npt.NDArray[np.float32]
 
 ENCODINGS = ("float32", "float16", "int8", "pcm16")
 STREAMS = ("pcm16-stream", "flac", "opus")
-"""Of the waveform, each frame with what is new in its window (`runtime_edge.audio.wire_streams`)."""
+"""Encodings of the waveform whose frames carry only what is new in a window (`runtime_edge.audio.wire_streams`)."""
 _DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "i1", "pcm16": "<i2"}
 _PCM_SCALE = np.float32(32767.0)
 _LARGEST = {"float32": float(np.finfo(np.float32).max), "float16": 65504.0}
@@ -65,7 +65,7 @@ class CutCodec:
     def encode(self, activation: Array) -> tuple[memoryview, bool]:
         """Encode one activation of shape `cut.shape`; returns (payload, whether zstd made it smaller).
 
-        The payload is valid until the next `encode`: what zstd makes no smaller is a view of the codec's buffer.
+        The payload is valid until the next `encode`: unless zstd makes it smaller, it is a view of the codec's buffer.
         NaN becomes 0 and infinities the largest value the encoding holds.
         """
         if self.encoding in ("int8", "pcm16"):
@@ -98,7 +98,7 @@ class CutCodec:
     def _steps(self) -> tuple[Array | np.float32, ...]:
         """Lowest and highest value, inverse scale and zero point.
 
-        Of int8 for every value: numpy allocates to broadcast, and takes twice as long.
+        For int8 they are expanded to every value: numpy allocates to broadcast, which takes twice as long.
         """
         if self._scale is None:
             low, high = np.iinfo(self._wire.dtype).min / _PCM_SCALE, np.iinfo(self._wire.dtype).max / _PCM_SCALE
@@ -109,7 +109,7 @@ class CutCodec:
 
     def _quantise(self, activation: Array) -> None:
         low, high, factor, zero = self._steps
-        scratch = np.maximum(activation, low, out=self._float)  # first, so that the product cannot overflow
+        scratch = np.maximum(activation, low, out=self._float)  # clip first, so that the product cannot overflow
         np.minimum(scratch, high, out=scratch)
         np.multiply(scratch, factor, out=scratch)
         np.add(scratch, zero, out=scratch)
@@ -119,7 +119,7 @@ class CutCodec:
 
     def _cast(self, activation: Array) -> None:
         limit = _LARGEST[self.encoding]
-        if not (activation.min() >= -limit and activation.max() <= limit):  # NaN is neither
+        if not (activation.min() >= -limit and activation.max() <= limit):  # NaN fails both comparisons
             activation = np.clip(activation, -limit, limit, out=self._float)
             np.copyto(activation, 0.0, where=np.isnan(activation))
         np.copyto(self._wire, activation, casting="same_kind")
@@ -138,7 +138,7 @@ class CutCodec:
 
 
 def channel_axis(shape: tuple[int, ...]) -> int:
-    """Axis whose entries get a scale each: channels of (N, C, F, T), bands of a single channel, else the last."""
+    """Axis whose entries get a scale each: channels of (N, C, F, T), bands of a single channel, otherwise the last."""
     if len(shape) >= 4:
         return 1 if shape[1] > 1 else 2
     return len(shape) - 1

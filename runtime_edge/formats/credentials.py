@@ -1,4 +1,4 @@
-"""Who a connection says it is, and which brokers it trusts: nkeys and TLS.
+"""How a connection identifies itself, and which brokers it trusts: nkeys and TLS.
 
 credentials = Credentials(nkey=Path("pi-1.creds"), tls_ca=Path("ca.pem"))
 await Client().connect("tls://gateway:4222", **credentials.options("tls://gateway:4222"))
@@ -33,11 +33,11 @@ class Credentials:
     """How to connect. By default without credentials, in clear text or with the system's certificate authorities."""
 
     nkey: Path | None = None
-    """File with the Ed25519 seed this side proves its identity with (`SU...`, as `ssc server device add` writes)."""
+    """File with the Ed25519 seed that proves this side's identity (`SU...`, as `ssc server device add` writes)."""
     tls_ca: Path | None = None
-    """PEM file of the authorities, or of the very certificate, that the broker's certificate is checked against."""
+    """PEM file of the authorities, or of the very certificate, to check the broker's certificate against."""
     tls_cert: Path | None = None
-    """PEM file of this side's certificate, where the broker asks for one."""
+    """PEM file of this side's certificate, if the broker asks for one."""
     tls_key: Path | None = None
     check_hostname: bool = True
     """False only for a broker on this machine whose certificate is `tls_ca` itself."""
@@ -48,7 +48,7 @@ class Credentials:
         if self.nkey is not None:
             options["nkeys_seed_str"] = read_seed(self.nkey)
         if servers(url)[0].startswith("tls://"):
-            # Before anything is said: a broker that only claimed not to know TLS would be believed otherwise.
+            # Checked before connecting: otherwise a broker that merely claimed not to know TLS would be believed.
             options |= {"tls": self._tls(), "tls_handshake_first": True}
         elif self.tls_ca or self.tls_cert:
             raise UsageError(
@@ -77,7 +77,7 @@ class Credentials:
 
 @dataclass(frozen=True)
 class Address:
-    """A broker and how to be let in there."""
+    """A broker's address, and the credentials for it."""
 
     url: str = field(repr=False)
     credentials: Credentials = field(default_factory=Credentials)
@@ -87,7 +87,7 @@ class Address:
 
 
 def servers(url: str) -> list[str]:
-    """The brokers of an address: one, or several of a cluster, comma-separated.
+    """The broker addresses in `url`: one, or several of a cluster, separated by commas.
 
     Raises UsageError if there is none, if one is not an address, or if only some of them are encrypted.
     """
@@ -103,7 +103,7 @@ def servers(url: str) -> list[str]:
 
 
 def _wrong(address: str) -> str:
-    """What is wrong with one broker's address; empty when nothing is."""
+    """What is wrong with one broker's address; empty if nothing is."""
     try:
         parts = urlsplit(address if "://" in address else f"nats://{address}")
         port = parts.port
@@ -127,10 +127,10 @@ def public_key(seed: str) -> str:
     """The public half of a seed, 56 characters that begin with `U`. Raises FormatError."""
     try:
         prefix, raw = nkeys.decode_seed(seed.encode())
-        intact = nkeys.encode_seed(raw, prefix).decode() == seed  # the library itself does not look at the checksum
+        intact = nkeys.encode_seed(raw, prefix).decode() == seed  # the library itself does not check the checksum
         public = nkeys.from_seed(bytearray(seed.encode())).public_key.decode()
     except Exception as exc:
-        # The library raises errors of its own, of base64 and of pynacl, by what is wrong.
+        # Depending on the fault, the library raises its own errors or those of base64 and pynacl.
         raise FormatError(f"not an nkey seed ({type(exc).__name__})") from None
     if not intact:
         raise FormatError("not an nkey seed (its checksum does not match)")
@@ -140,7 +140,7 @@ def public_key(seed: str) -> str:
 
 
 def credentials_file(seed: str, whose: str) -> bytes:
-    """A credentials file: in a comment whose seed it is, and which server lets it in, and then the seed."""
+    """The contents of a credentials file: a comment with the seed's owner and its server, and the seed."""
     return f"# {printable(whose)}\n{seed}\n".encode(errors="backslashreplace")
 
 
@@ -156,13 +156,13 @@ def read_seed(path: Path) -> str:
 
 
 def named(path: Path) -> str:
-    """A credentials file by its name and its comment. Raises FormatError."""
+    """A credentials file's name and comment, for messages. Raises FormatError."""
     first = read_bounded(path, _MAX_BYTES).decode("utf-8-sig", errors="replace").partition("\n")[0]
     return f"{path} ({printable(first[1:].strip())})" if first.startswith("#") else str(path)
 
 
 def explain(url: str, credentials: Credentials, exc: Exception) -> LinkError:
-    """The error to raise when a connection failed with `exc`: AccessError when retrying soon is useless."""
+    """The error to raise when a connection failed with `exc`: AccessError if retrying soon is useless."""
     text, url = str(exc) or type(exc).__name__, without_password(url)
     if isinstance(exc, asyncio.TimeoutError):
         tls = "" if url.startswith("tls://") else ", and does it ask for TLS (tls://)?"

@@ -4,8 +4,8 @@
     payload, coded = codec.encode(latent, width=8)
     codec.decode(payload, coded, width=8)
 
-A latent is rounded to whole numbers of 8 bits. A range coder (rANS: docs/formats.md, "Payload") writes each with the
-frequency that it has in its channel, all in whole numbers of at most 40 bits. Nothing about it depends on the data.
+A latent is rounded to whole numbers of 8 bits. A range coder (rANS: docs/formats.md, "Payload") writes each value
+according to its frequency in its channel, with integers of at most 40 bits. The tables do not depend on the data.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Array = npt.NDArray[np.float32]
 
 TOTAL_BITS = 16
 TOTAL = 1 << TOTAL_BITS
-"""What the frequencies of a channel add up to."""
+"""The sum of a channel's frequencies."""
 _STATE_BYTES = 4
 _LOWEST = 1 << 24
-"""Of the coder's state between two values: it has 4 bytes then, and the last of them is not 0."""
+"""Lowest state of the coder between two values: the state then has 4 bytes, the last of them not 0."""
 
 
 class LatentCodec:
     """Encodes the latents of one cut.
 
-    `tables` holds for each channel the frequencies of -128 to 127, uint16, little-endian. Raises BundleError when they
-    do not fit the latent's `shape` (1, channels, rows, columns).
+    `tables` holds the frequencies of -128 to 127 for each channel, uint16, little-endian. Raises BundleError if they do
+    not fit the latent's `shape` (1, channels, rows, columns).
     """
 
     def __init__(self, tables: bytes, shape: tuple[int, ...]) -> None:
@@ -49,7 +49,7 @@ class LatentCodec:
         self._below = np.cumsum(frequencies, axis=1) - frequencies
 
     def encode(self, latent: Array, width: int) -> tuple[bytes, bool]:
-        """The first `width` channels of a latent of `shape`: payload, and whether coding made it smaller.
+        """Encode the first `width` channels of a latent of `shape`; returns payload and whether coding shrank it.
 
         Values are rounded and limited to 8 bits; NaN becomes 0.
         """
@@ -58,7 +58,7 @@ class LatentCodec:
         frequencies = np.take_along_axis(self._frequencies[:width], symbols, 1).ravel().tolist()
         below = np.take_along_axis(self._below[:width], symbols, 1).ravel().tolist()
         state, written = _LOWEST, bytearray()
-        # What is encoded last is decoded first.
+        # The value encoded last is decoded first.
         for frequency, start in zip(reversed(frequencies), reversed(below), strict=True):
             while state >= frequency << 16:
                 written.append(state & 0xFF)
@@ -99,5 +99,5 @@ class LatentCodec:
 
 
 def quantise(latent: Array) -> npt.NDArray[np.int8]:
-    """Whole numbers of 8 bits, of the same shape; NaN becomes 0."""
+    """Round to whole numbers of 8 bits, in the same shape; NaN becomes 0."""
     return np.rint(np.clip(np.nan_to_num(latent), -128, 127)).astype(np.int8)

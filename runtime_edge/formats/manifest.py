@@ -41,10 +41,10 @@ from runtime_edge.formats.strict import Name
 MAX_MANIFEST_BYTES = 8 << 20
 
 MAX_ACTIVATION_VALUES = 1 << 28
-"""In one window at all cuts: what a device allocates on a manifest's word."""
+"""The most values in one window at all cuts: what a device allocates because a manifest asks for it."""
 MAX_WINDOW_SAMPLES = 1 << 24
 MIN_SCALE, MAX_SCALE = 1e-30, 1e30
-"""Limits of int8 scales: every value that they represent is finite in float32."""
+"""Limits of int8 scales: every value they represent is finite in float32."""
 
 Generation = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
 Cost = Annotated[float, Meta(ge=0, le=1e9)]
@@ -52,7 +52,7 @@ Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
 
 class ExecutorInfo(Part, frozen=True, kw_only=True):
-    """The `executor_info` object of a variant: our namespace only."""
+    """The `executor_info` object of a variant: only our namespace."""
 
     ssc: VariantInfo
 
@@ -64,12 +64,12 @@ class Variant(Part, frozen=True, kw_only=True):
 
 
 class BlockInfo(Part, frozen=True, kw_only=True):
-    """What is the same for all variants of a block."""
+    """What all variants of a block share."""
 
     parameters: Digest | None = None
-    """Digest over the names and values of the parameters in this block; None when it has none."""
+    """Digest over the names and values of the parameters in this block; None if it has none."""
     graphs: dict[Literal["onnx", "tflite"], KeptGraph] = msgspec.field(default_factory=dict)
-    """The kept graph of each format; none when the block has no parameters. Devices do not fetch them."""
+    """The kept graph of each format; none if the block has no parameters. Devices do not fetch them."""
     macs: Count = 0
 
 
@@ -99,7 +99,7 @@ class Int8Scale(Part, frozen=True, kw_only=True):
     def arrays(
         self, shape: tuple[int, ...], source: str = "manifest.json"
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
-        """Scale and zero point, each of shape (shape[axis],). Raises BundleError when they do not fit."""
+        """Scale and zero point, each of shape (shape[axis],). Raises BundleError if they do not fit."""
         if self.axis >= len(shape):
             raise BundleError(f"{source}: int8.axis {self.axis} is outside shape {list(shape)}")
         scale = _array(self.scale, "<f4", shape[self.axis], f"{source}: int8.scale").astype(np.float32)
@@ -110,7 +110,7 @@ class Int8Scale(Part, frozen=True, kw_only=True):
 
 
 class Cut(Part, frozen=True, kw_only=True, omit_defaults=False):
-    """A boundary between blocks where exactly one tensor crosses. Cut 0 is the waveform, the last the embedding."""
+    """A boundary between blocks where exactly one tensor crosses. Cut 0 is the waveform, the last cut the embedding."""
 
     index: Count
     name: Name
@@ -119,29 +119,29 @@ class Cut(Part, frozen=True, kw_only=True, omit_defaults=False):
     """With a leading batch axis of 1."""
     dtype: Literal["float32"] = "float32"
     bytes: dict[Name, Count]
-    """Payload bytes for each encoding, the median over the calibration windows after zstd."""
+    """Payload bytes by encoding: the median over the calibration windows, after zstd."""
     agreement: dict[Name, Cosine]
-    """Median cosine of the final embedding with the float32 encoder's, for each encoding, as last measured."""
+    """Median cosine of the final embedding with that of the float32 encoder, by encoding, as last measured."""
     int8: Int8Scale | None = None
 
     @property
     def values(self) -> int:
-        """How many values the activation of one window has."""
+        """Number of values in the activation of one window."""
         return math.prod(self.shape)
 
 
 class TargetCost(Part, frozen=True, kw_only=True):
-    """Predicted cost on one target of each block, in block order."""
+    """Predicted cost of each block on one target, in block order."""
 
     variant: Name
-    """Which variant of the blocks the costs are for."""
+    """The variant of the blocks that the costs are for."""
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
-    """Inference threads the costs are for."""
+    """The number of inference threads that the costs are for."""
     providers: Annotated[tuple[Literal["cpu", "xnnpack", "coreml"], ...], Meta(min_length=1, max_length=8)] = (
         "xnnpack",
         "cpu",
     )
-    """What a runtime computes with, preferred first; it takes the first it has."""
+    """Execution providers of a runtime, preferred first; it uses the first that it has."""
     block_ms: list[Cost]
     block_mj: list[Cost]
     block_peak_bytes: list[Count]
@@ -151,25 +151,25 @@ class TargetCost(Part, frozen=True, kw_only=True):
 
 
 class EncoderInfo(Part, frozen=True, kw_only=True):
-    """Which encoder this is; enough to build it again from its registered name."""
+    """Which encoder this is: enough to build it again from its registered name."""
 
     id: Name
     config: dict[str, Any]
     weights: Digest
     embedding_dim: Annotated[int, Meta(ge=1, le=1 << 16)]
     load: LoadOptions | None = None
-    """None where its file says it all."""
+    """None if its file says everything."""
 
 
 class FrontEndInfo(Part, frozen=True, kw_only=True):
-    """The signal the encoder takes. The log-mel itself is inside the graph, and may be described, too."""
+    """The signal the encoder takes. The log-mel itself is inside the graph, but may be described here too."""
 
     sample_rate: Annotated[int, Meta(ge=1, le=MAX_SAMPLE_RATE)]
     window_samples: Annotated[int, Meta(ge=1, le=MAX_WINDOW_SAMPLES)]
     hop_samples: Annotated[int, Meta(ge=1, le=MAX_WINDOW_SAMPLES)]
     details: dict[str, Any]
     log_mel: LogMelInfo | None = None
-    """What the first block computes, where a device may compute it in its own way."""
+    """What the first block computes, if a device may compute it in its own way."""
 
 
 class Calibration(Part, frozen=True, kw_only=True):
@@ -186,28 +186,28 @@ class SelfTest(Part, frozen=True, kw_only=True):
     embedding: bytes
     tolerance: Tolerance
     variants: dict[Name, Expected] = msgspec.field(default_factory=dict)
-    """For variants of another precision, whose embedding is another one."""
+    """For variants of other precisions, whose embedding differs."""
 
 
 class Parity(Part, frozen=True, kw_only=True):
-    """One variant against the whole encoder."""
+    """One variant compared with the whole encoder."""
 
     windows: Count
     cuts: list[CutParity]
 
     @property
     def exact(self) -> list[Agreement]:
-        """With the float32 wire, by cut."""
+        """Agreement with the float32 wire, by cut."""
         return [cut.wire["float32"] for cut in self.cuts]
 
     @property
     def max_abs_error(self) -> list[float]:
-        """Of the embedding with the float32 wire, by cut."""
+        """Largest error of the embedding with the float32 wire, by cut."""
         return [agreement.max_abs_error for agreement in self.exact]
 
 
 class BundleInfo(Part, frozen=True, kw_only=True):
-    """All this project says about a bundle."""
+    """Everything this project records about a bundle."""
 
     encoder: EncoderInfo
     generation: Positive
@@ -226,7 +226,7 @@ class BundleInfo(Part, frozen=True, kw_only=True):
     bottlenecks: Annotated[tuple[BottleneckInfo, ...], Meta(max_length=4096)] = ()
     """In the order of their cuts; at most one per cut."""
     exits: Annotated[tuple[ExitInfo, ...], Meta(max_length=4096)] = ()
-    """Likewise."""
+    """In the order of their cuts; at most one per cut."""
 
 
 class Metadata(Part, frozen=True, kw_only=True):
@@ -251,33 +251,33 @@ class Manifest(Part, frozen=True, kw_only=True, omit_defaults=False):
         return self.additional_metadata.ssc
 
     def variant(self, block: str, variant: str) -> VariantInfo:
-        """The file of one block. Raises BundleError naming the variants there are."""
+        """The file of one block. Raises BundleError naming the available variants."""
         variants = self.components[block].variants
         if variant not in variants:
             raise BundleError(f"manifest.json: {block} has no variant {variant!r}, only {sorted(variants)}")
         return variants[variant].executor_info.ssc
 
     def bottleneck(self, cut: str) -> BottleneckInfo | None:
-        """That of the cut, where it has one."""
+        """The bottleneck at a cut, if it has one."""
         return next((found for found in self.info.bottlenecks if found.cut == cut), None)
 
     def exit(self, cut: str) -> ExitInfo | None:
-        """That of the cut, where it has one."""
+        """The exit at a cut, if it has one."""
         return next((found for found in self.info.exits if found.cut == cut), None)
 
     @property
     def widths(self) -> dict[str, frozenset[int]]:
-        """By cut, those of its bottleneck."""
+        """The widths of each cut's bottleneck, by cut."""
         return {found.cut: frozenset(width.width for width in found.widths) for found in self.info.bottlenecks}
 
     @property
     def exit_cuts(self) -> frozenset[str]:
-        """Those that have an exit."""
+        """The cuts that have an exit."""
         return frozenset(found.cut for found in self.info.exits)
 
     @property
     def variants(self) -> list[str]:
-        """Those that every block has, sorted."""
+        """The variants that every block has, sorted."""
         return sorted(set.intersection(*(set(component.variants) for component in self.components.values())))
 
     def device_files(self, variant: str, blocks: int | None = None) -> dict[str, tuple[str, int]]:
@@ -309,7 +309,7 @@ class Manifest(Part, frozen=True, kw_only=True, omit_defaults=False):
         return found
 
     def cut_named(self, name: str) -> Cut:
-        """The cut of that name. Raises BundleError listing the names there are."""
+        """The cut of that name. Raises BundleError listing the available names."""
         for cut in self.info.cuts:
             if cut.name == name:
                 return cut
@@ -335,7 +335,7 @@ def decode(data: bytes, source: str = "manifest.json") -> Manifest:
 
 
 def digest(data: bytes) -> str:
-    """`sha256:<hex>` of some bytes."""
+    """`sha256:<hex>` of `data`."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
@@ -353,7 +353,7 @@ def _array(data: bytes, dtype: str, length: int, field: str) -> npt.NDArray[Any]
 
 
 def check_consistent(manifest: Manifest, source: str) -> None:
-    """Raise BundleError naming the field unless the parts of a manifest fit each other."""
+    """Raise BundleError, naming the field, unless the parts of a manifest fit each other."""
     info = manifest.info
     if sorted(info.blocks) != sorted(manifest.components) or len(set(info.blocks)) != len(info.blocks):
         raise BundleError(f"{source}: blocks and components do not name the same blocks")

@@ -1,4 +1,4 @@
-"""Ed25519 signatures in minisign's formats, so that the `minisign` program verifies them and they verify its own.
+"""Ed25519 signatures in minisign's formats: `minisign` can verify ours, and we can verify those made by `minisign`.
 
 >>> secret = generate_key()
 >>> signature = sign(b"manifest", secret, "generation:1")
@@ -40,7 +40,7 @@ class PublicKey:
     @property
     def hex_id(self) -> str:
         """The key id as minisign prints it."""
-        # A little-endian integer.
+        # Stored as a little-endian integer.
         return f"{int.from_bytes(self.key_id, 'little'):016X}"
 
     def to_text(self) -> str:
@@ -101,7 +101,7 @@ def generate_key() -> SecretKey:
 
 
 def sign(message: bytes, secret: SecretKey, trusted_comment: str) -> str:
-    """Sign `message`; the trusted comment is signed with it and comes back from `verify`."""
+    """Sign `message`; the trusted comment is signed with it and returned by `verify`."""
     if not trusted_comment.isprintable():
         raise SignatureError("trusted comment: must be one line of printable text")
     key = SigningKey(secret.seed)
@@ -156,7 +156,7 @@ def read_signature(path: Path) -> str:
 
 
 def write_key_pair(secret: SecretKey, path: Path) -> Path:
-    """Write `path` (readable by its owner alone) and `path` with the suffix `.pub`; return the latter.
+    """Write `path` (readable by its owner alone) and `path` with the suffix `.pub`; returns the latter.
 
     Raises UsageError rather than overwrite a key.
     """

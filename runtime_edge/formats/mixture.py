@@ -1,7 +1,7 @@
-"""The changed components of a mixture, as a reply carries them: one byte a value.
+"""The changed components of a mixture, as a reply carries them: one byte per value.
 
-All numbers are absolute, so that an answer that got lost does no harm to those after it. A whole mixture (float16 of
-all components, `GaussianMemory.to_bytes`) has another length.
+All numbers are absolute, so a lost answer does no harm to later ones. A whole mixture (float16 of all components,
+`GaussianMemory.to_bytes`) has a different length.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _STEPS = 127
 
 
 class Components(NamedTuple):
-    """Some of a mixture's components; n of them."""
+    """Some components of a mixture; n of them."""
 
     places: npt.NDArray[np.uint8]
-    """(n,), increasing."""
+    """Indices, (n,), increasing."""
     weights: Array
     """(n,)."""
     means: Array
@@ -31,12 +31,12 @@ class Components(NamedTuple):
 
 
 def components_bytes(count: int, dim: int) -> int:
-    """Of so many components on the wire."""
+    """Bytes of `count` components on the wire."""
     return count * (1 + 2 + 2 * (4 + dim))
 
 
 def encode_components(components: Components) -> bytes:
-    """Place, weight (float16), and of mean and deviations each a float32 for one step and the steps."""
+    """Index, weight (float16), and for mean and deviations each a float32 step size and the steps."""
     parts = []
     for place, weight, mean, deviation in zip(*components, strict=True):
         parts += [bytes((int(place),)), np.float16(weight).astype("<f2").tobytes(), _steps(mean), _steps(deviation)]
@@ -44,7 +44,7 @@ def encode_components(components: Components) -> bytes:
 
 
 def decode_components(data: bytes, count: int, dim: int) -> Components:
-    """Components of a mixture with `count` of them. Raises FrameError unless they can be such a mixture's."""
+    """Components of a mixture with `count` of them. Raises FrameError unless they are valid for such a mixture."""
     size = components_bytes(1, dim)
     found, rest = divmod(len(data), size)
     if rest or not 1 <= found <= count:

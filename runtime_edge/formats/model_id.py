@@ -8,18 +8,18 @@ from runtime_edge.formats.manifest import Manifest, digest
 
 
 def model_digest(manifest: Manifest) -> str:
-    """Which model makes activations: `sha256:<hex>` over what decides them and their meaning on the wire: the weights
-    of each block, and name, shape and int8 scales of each cut, in order.
+    """Which model makes activations: `sha256:<hex>` over everything that determines them and their meaning on the wire:
+    the weights of each block, and name, shape and int8 scales of each cut, in order.
 
-    Where cuts have bottlenecks, what decodes their latents counts as well.
+    If cuts have bottlenecks, what decodes their latents counts as well.
 
-    The same for all formats and precisions of a bundle, which ship the same cuts.
+    It is the same for all formats and precisions of a bundle, which ship the same cuts.
     """
     info = manifest.info
     weights = [manifest.components[block].additional_metadata.ssc.parameters for block in info.blocks]
     cuts = [(cut.name, cut.shape, cut.int8) for cut in info.cuts]
     parts: list[object] = [info.encoder.id, weights, msgspec.to_builtins(cuts)]
-    if info.bottlenecks:  # without them the digest is what it was before there were any
+    if info.bottlenecks:  # without bottlenecks the digest is what it was before they existed
         parts.append([(found.cut, found.coding.file, found.decoder.file) for found in info.bottlenecks])
     return digest(msgspec.json.encode(parts, order="sorted"))
 

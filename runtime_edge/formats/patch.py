@@ -1,13 +1,13 @@
-"""Binary patches between two files of the same graph, in chunks that find their old selves at the same offset.
+"""Binary patches between two files of the same graph, in chunks, each matched with the old chunk at the same offset.
 
 Training moves most weights a little: then a chunk is best written as its bytewise difference (XOR), split into four
 byte planes, because the sign, the exponent and the first digits of each float32 stay the same. If that does not
-help, it is compressed with the old bytes as zstd's dictionary. (zstd over a whole 25 MB file at once loses track:
-8.4 MB against 23 kB in chunks, for changed norms.)
+help, the chunk is compressed with the old bytes as zstd's dictionary. (zstd over a whole 25 MB file at once does far
+worse: 8.4 MB against 23 kB in chunks, for changed norms.)
 
 A patch is `SSCP`, a MessagePack array (version, size of the new file, chunk size), and for each chunk one byte (0:
 dictionary, 1: planes), a 4-byte little-endian length, and a zstd frame. Nothing in it is executed, and the result is
-only used when it has the digest that the manifest promises.
+used only if it has the digest that the manifest promises.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _HASH_LOG = 20
 _WINDOW_LOG = 24
 _SHORTEST_DICTIONARY = 8
 _WIDTH = 4
-"""Bytes of a weight."""
+"""Bytes per weight."""
 _FRAME = struct.Struct("<BI")
 _DICTIONARY, _PLANES = 0, 1
 _POOR = 0.8
-"""A difference that leaves more than this share of a chunk is no better than random."""
+"""A difference that still takes more than this share of a chunk is no better than random."""
 
 
 class _PatchHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -88,7 +88,7 @@ def apply_patch(old: bytes, patch: bytes, size: int) -> bytes:
 
 
 def _compress(old: bytes, chunk: bytes, start: int) -> tuple[int, bytes]:
-    """The better of the two ways, and the zstd frame."""
+    """The better of the two methods, and its zstd frame."""
     planes = _difference(old, chunk, start).reshape(-1, _WIDTH).T.tobytes()
     frame = compress_frame(ZstdCompressor(level=_LEVEL), planes)
     if len(frame) <= _POOR * len(chunk):
@@ -125,7 +125,7 @@ def _decompress(old: bytes, frame: bytes, method: int, start: int, chunk: int, s
 
 
 def _difference(old: bytes, data: bytes, start: int) -> npt.NDArray[np.uint8]:
-    """Bytewise XOR of `data` with what `old` has from `start` on, zeros behind its end, to a multiple of the width."""
+    """Bytewise XOR of `data` with `old` from `start` on (zeros after its end), padded to a multiple of the width."""
     padded = np.zeros(len(data) + -len(data) % _WIDTH, np.uint8)
     padded[: len(data)] = np.frombuffer(data, np.uint8)
     there = np.frombuffer(old, np.uint8)[start : start + len(data)]
@@ -141,6 +141,6 @@ def _read_header(patch: bytes) -> tuple[_PatchHeader, int]:
 
 
 def _dictionary(old: bytes, start: int, chunk: int) -> ZstdDict | None:
-    """The old bytes around a chunk; None for fewer than zstd takes."""
+    """The old bytes around a chunk; None if they are too few for zstd."""
     part = old[max(0, start - _MARGIN) : start + chunk + _MARGIN]
     return ZstdDict(part, is_raw=True) if len(part) >= _SHORTEST_DICTIONARY else None

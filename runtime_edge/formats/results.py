@@ -12,47 +12,47 @@ from runtime_edge.errors import FormatError
 from runtime_edge.formats.strict import decode
 
 VERSION: Final = 2
-"""Of results and events as they are written; version 1 had no such field, and is still read."""
+"""Version of results and events as they are written; version 1 had no such field, and is still read."""
 Answer = Literal["exit", "device", "server"]
 """Who gave a window's answer: an exit of the encoder, the whole encoder on the device, or the server."""
 MAX_RESULT_BYTES = 1 << 20
 
 
 class WindowResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One window, as it goes to JSON lines and callbacks; without a head the last three fields are left out."""
+    """One window, as written to JSON lines and passed to callbacks; without a head the last four fields are omitted."""
 
     version: Literal[1, 2] = 1
-    """Of this record; 1 where it says none."""
+    """Version of this record; 1 if it does not say."""
     answer: Answer | None = None
     """Who answered; None in version 1 as it was written (`decode_result` fills it in)."""
     revises: int = 0
-    """How many answers for the same window came before; a first answer leaves it out."""
+    """How many answers for the same window came before; omitted in a first answer."""
     window: int
     time: float
     """Capture time of the window's end, seconds since the epoch."""
     file: str | None = None
-    """Path of the recording in which the window begins, below the source as it was given; None if there is none."""
+    """Path of the recording in which the window begins, relative to the given source; None if there is none."""
     offset_s: float | None = None
     """Where in that recording the window begins, seconds."""
     recorded_at: str | None = None
-    """When that was by the recording's own clock, ISO 8601, with a zone only if it says which; else None."""
+    """The window's start by the recording's own clock, ISO 8601, with a zone only if it has one; else None."""
     embedding: list[float]
     uncertainty: float
     """Normalised to [0, 1]; 1 while the memory is cold."""
     novelty: float | None = None
-    """Of an exit's embedding: its squared distance to what the device has heard, as a share of that between windows."""
+    """Of an exit's embedding: squared distance to what the device has heard, as a share of that between windows."""
     cut: str
     encoding: str
     width: int = 0
-    """Channels of the cut's bottleneck that were shipped; left out for the activation as it is."""
+    """Channels of the cut's bottleneck that were shipped; omitted for the plain activation."""
     probe: bool
     generation: int
-    """Of the bundle that made the embedding."""
+    """Generation of the bundle that made the embedding."""
     finished: str
-    """Where: "server", "device" (the whole encoder ran here), "fallback" (the server did not answer in time), or "exit"
-    (the one at the cut, before the server)."""
+    """Where the window was finished: "server", "device" (the whole encoder ran here), "fallback" (the server did not
+    answer in time), or "exit" (the exit at the cut, before the server)."""
     latency_ms: float
-    """From the end of the window to the embedding."""
+    """Time from the end of the window to the embedding."""
     device_ms: float
     network_ms: float
     server_ms: float
@@ -63,11 +63,11 @@ class WindowResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     labels: dict[str, float] | None = None
     """The best labels with their scores in [0, 1], best first; without the background label."""
     detected: list[str] | None = None
-    """All labels whose score reached the head's threshold, best first; none for a sound that is `unknown`."""
+    """All labels whose score reached the head's threshold, best first; none for an `unknown` sound."""
     unknown: bool = False
-    """Whether the head does not know the sound; left out if it may know it."""
+    """Whether the head does not know the sound; omitted if it may know it."""
     head_generation: int | None = None
-    """Newest generation of the embeddings the head was trained on; labels are surest when it is `generation`."""
+    """Newest generation of the embeddings the head was trained on; labels are best if it equals `generation`."""
 
 
 class ResultEvent(
@@ -79,7 +79,7 @@ class ResultEvent(
     tag_field="event",
     tag="result",
 ):
-    """A result as other programs get it on `evt.<device>`: what was heard, and no embedding."""
+    """A result as other programs get it on `evt.<device>`: what was heard, but no embedding."""
 
     version: Literal[1, 2] = 1
     answer: Answer | None = None
@@ -103,25 +103,25 @@ class ResultEvent(
 
 
 class LabelEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A label went on or off; on `evt.<device>` like the results it was made of."""
+    """A label that went on or off; published on `evt.<device>` like the results it was derived from."""
 
     event: Literal["on", "off"]
     version: Literal[1, 2] = 1
     device: str
     label: str
     score: float
-    """The highest since it was first detected, in [0, 1]."""
+    """Highest score since it was first detected, in [0, 1]."""
     since: float
     """Capture time of the end of the window in which it was first detected, seconds since the epoch."""
     time: float
-    """The same of the latest one."""
+    """The same for the window in which it was last detected."""
     window: int
-    """Index in the run of the window that it went on or off with; of one that no window came after, the latest."""
+    """Index in the run of the window with which it went on or off; if no window came after it, the latest one."""
     head_generation: int | None = None
 
 
 def answer_of(finished: str) -> Answer:
-    """Who answered a window that was finished there ("server", "device", "fallback" or "exit")."""
+    """Who answered a window with this `finished` ("server", "device", "fallback" or "exit")."""
     if finished == "exit":
         return "exit"
     return "server" if finished == "server" else "device"

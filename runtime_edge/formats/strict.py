@@ -1,7 +1,7 @@
-"""Strict decoding of foreign data: JSON, MessagePack or TOML of one type and bounded size, with one error for all
-faults.
+"""Strict decoding of untrusted data: JSON, MessagePack or TOML of one type and bounded size, with one error type for
+all faults.
 
-A key that appears twice in a JSON object is refused: parsers differ in which of the two they take, and a signature
+A key that appears twice in a JSON object is refused: parsers differ in which of the two they use, and a signature
 covers both.
 
 head = decode(data, Head, "head.json", MAX_HEAD_BYTES, HeadError)
@@ -21,7 +21,7 @@ from runtime_edge.base.files import read_bounded
 from runtime_edge.errors import FormatError, SscError
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""All that msgspec raises for bytes from outside."""
+"""Everything that msgspec raises for malformed input."""
 
 Name = Annotated[
     str,
@@ -31,8 +31,8 @@ Name = Annotated[
         pattern=r"^[^\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]+\Z",
     ),
 ]
-"""Text that people see. It has no control characters, so that an error that quotes it stays one line, and no
-invisible characters or changes of text direction, so that it reads as what it is."""
+"""Text shown to people. It has no control characters, so that an error that quotes it stays on one line, and no
+invisible characters or changes of text direction, so that it reads as it is."""
 
 _Kind = TypeVar("_Kind")
 _DECODERS: dict[str, Callable[..., Any]] = {
@@ -43,7 +43,7 @@ _DECODERS: dict[str, Callable[..., Any]] = {
 
 
 class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A record without fields that this version does not know."""
+    """A record that refuses fields unknown to this version."""
 
 
 def decode(
@@ -57,7 +57,7 @@ def decode(
 ) -> _Kind:
     """A value of type `kind` from at most `limit_bytes` of data.
 
-    Raises `error`, one line that names `source` and the field and ends with `fix`; `kind` may raise it, too, without
+    Raises `error`, one line that names `source` and the field and ends with `fix`; `kind` may raise it as well, without
     the source.
     """
     if len(data) > limit_bytes:
@@ -81,7 +81,7 @@ class _TwiceError(Exception):
 
 
 def _check_keys(data: bytes) -> None:
-    """Raise _TwiceError unless each object's keys differ."""
+    """Raise _TwiceError unless the keys of each object are all different."""
     json.loads(str(data, "utf-8"), object_pairs_hook=_unique, parse_int=len, parse_float=len)
 
 
@@ -96,5 +96,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
 def read(
     path: Path, kind: type[_Kind], limit_bytes: int, error: type[FormatError] = FormatError, fix: str = ""
 ) -> _Kind:
-    """A JSON file of at most `limit_bytes` as a value of type `kind`. Raises `error` naming the file and the field."""
+    """Read a JSON file of at most `limit_bytes` as a value of type `kind`. Raises `error` naming file and field."""
     return decode(read_bounded(path, limit_bytes, error), kind, str(path), limit_bytes, error, fix=fix)

@@ -28,22 +28,23 @@ ALL_DEVICES = "_all"
 """First part of keys that are for every device; no device can have this name."""
 
 ENVELOPE_HEADER = "S"
-"""Of a frame: `<boot>.<window>`, and where an answer is wanted `.<connection>.<asked>` (`Envelope`)."""
+"""Header of a frame: `<boot>.<window>` and, if an answer is wanted, `.<connection>.<asked>` (`Envelope`)."""
 REPLY_HEADER = "Ssc-Reply"
-"""Of devices of 0.1.0: the subject of the answer."""
+"""Header of devices of 0.1.0: the subject for the answer."""
 IDENTITY_HEADER = "Ssc-Id"
-"""Of devices of 0.1.0 and of frames of another device's spool: which window a frame begins with, as `message_id`.
+"""Header of devices of 0.1.0, and of frames from another device's spool: the frame's first window, as `message_id`.
 
-Neither is the broker's own header for this. Under that one, the broker drops a message whose id another device has used
-before, and tells any device which id came last, so that one device could have another's next frames dropped.
+Neither of these is the broker's own header for message ids. With that one, the broker would drop a message whose id
+another device has used before, and would tell any device the latest id, so a device could get another's next frames
+dropped.
 """
 BROKER_ID_HEADER = "Nats-Msg-Id"
-"""The broker's own: it drops repetitions of what the server writes. Devices of 0.1.0 put their frames' ids here."""
+"""The broker's own header: drops repetitions of what the server writes. Devices of 0.1.0 put their frames' ids here."""
 
 Asked = Literal["everything", "embedding", "trouble"]
-"""What a device wants to be answered. everything: the embedding in float16 and the whole mixture, as those of 0.1.0 do.
-embedding: the embedding in int8, and of the mixture what has moved. trouble: the mixture, and why a frame was not
-completed, where that is so; otherwise nothing."""
+"""What answer a device wants. everything: the embedding in float16 and the whole mixture, as devices of 0.1.0 do.
+embedding: the embedding in int8, and the components of the mixture that have moved. trouble: the mixture, and why a
+frame could not be completed, if that happens; otherwise nothing."""
 
 _ENVELOPE = re.compile(r"([a-z0-9-]{1,32})\.([0-9]{1,20})(?:\.([A-Za-z0-9]{1,64})\.([01]))?")
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -54,22 +55,22 @@ _CONNECTION_CHARACTERS = 4
 
 
 def is_device(text: str) -> bool:
-    """Whether this can be a device's name."""
+    """Whether this is a valid device name."""
     return _DEVICE.fullmatch(text) is not None
 
 
 def is_boot(text: str) -> bool:
-    """Whether this can be the token of one run of a device."""
+    """Whether this is a valid token for one run of a device."""
     return _BOOT.fullmatch(text) is not None
 
 
 def new_boot() -> str:
-    """A token for one run of a device, unlike any other: 60 random bits, 12 characters. Each frame carries it."""
+    """A unique token for one run of a device: 60 random bits, 12 characters. Each frame carries it."""
     return _token(_BOOT_CHARACTERS)
 
 
 def new_connection() -> str:
-    """A token for one connection of a device, which distinguishes answers to earlier connections."""
+    """A token for one connection of a device, to tell answers to earlier connections apart."""
     return _token(_CONNECTION_CHARACTERS)
 
 
@@ -101,23 +102,23 @@ def events(device: str) -> str:
 
 
 def filler(device: str) -> str:
-    """Subject of filler that measures the link (`transport.bandwidth_probe`). Nobody listens and nothing is stored."""
+    """Subject of filler that measures the link (`transport.bandwidth_probe`). Nobody listens, and nothing is stored."""
     return f"nil.{device}"
 
 
 def inbox(device: str) -> str:
-    """Prefix of the subjects on which a device is answered: only that device may subscribe below it."""
+    """Prefix of the subjects on which a device gets answers: only that device may subscribe below it."""
     return f"_INBOX.{device}"
 
 
 def is_reply(device: str, subject: str) -> bool:
-    """Whether a frame of this device may ask to be answered on this subject: `<inbox>.<connection>.<window>`."""
+    """Whether a frame of this device may ask for its answer on this subject: `<inbox>.<connection>.<window>`."""
     prefix = inbox(device) + "."
     return subject.startswith(prefix) and _REPLY.fullmatch(subject, len(prefix)) is not None
 
 
 def bucket_stream(bucket: str) -> str:
-    """Stream behind a key-value bucket."""
+    """The stream behind a key-value bucket."""
     return f"KV_{bucket}"
 
 
@@ -140,23 +141,23 @@ class Envelope(NamedTuple):
     """A frame's metadata on the broker."""
 
     message_id: str
-    """Of the window that the frame begins with; empty when it names none."""
+    """Identity of the frame's first window; empty if it names none."""
     reply: str
-    """The subject of the answer; empty when none is wanted, or it would not be the device's."""
+    """The subject for the answer; empty if none is wanted, or if the subject is not the device's own."""
     asked: Asked
 
 
 def envelope(message_id: str, device: str, connection: str = "", embedding: bool = True) -> dict[str, str]:
-    """The headers of a frame of this device; with a connection's token it is answered there, under its first window."""
+    """The headers of a frame; with a connection's token, answers go to that connection, under the first window."""
     prefix = f"{device}."
-    if not message_id.startswith(prefix):  # a spool that another device has left
+    if not message_id.startswith(prefix):  # from a spool that another device left behind
         return {IDENTITY_HEADER: message_id}
     answer = f".{connection}.{int(embedding)}" if connection else ""
     return {ENVELOPE_HEADER: message_id[len(prefix) :] + answer}
 
 
 def read_envelope(headers: Mapping[str, str] | None, subject: str) -> Envelope:
-    """The metadata of a frame that came on a subject, also from a device of 0.1.0."""
+    """The metadata of a frame received on a subject; also understands devices of 0.1.0."""
     found, device = headers or {}, subject.rsplit(".", 1)[-1]
     text = found.get(ENVELOPE_HEADER)
     if text is None:
@@ -172,14 +173,14 @@ def read_envelope(headers: Mapping[str, str] | None, subject: str) -> Envelope:
 
 
 def _token(characters: int) -> str:
-    """Of 5 random bits each."""
+    """A random token of this many characters, 5 bits each."""
     return base64.b32encode(secrets.token_bytes(characters)).decode().lower()[:characters]
 
 
 def table_key(target: str, device: str | None = None) -> str:
     """Key of a splitter table or a head: for all devices of a target, or for one device.
 
-    The owner comes first, because a right to `$KV.tables.*` would be taken by the broker for one to `$KV.tables.>`.
+    The owner comes first, because the broker takes permission for `$KV.tables.*` as permission for `$KV.tables.>`.
     """
     return f"{device or ALL_DEVICES}.{target}"
 

@@ -24,26 +24,26 @@ UpdateKind = Literal[
 
 
 class UpdateEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One step of an update, or why it was not taken; fields that do not belong to the kind are None."""
+    """One step of an update, or why it was refused; fields that do not belong to the kind are None."""
 
     event: UpdateKind
     version: Literal[1, 2] = 1
-    """Of this event; 1 where it says none."""
+    """Version of this event; 1 if it does not say."""
     device: str
     generation: int | None = None
-    """Of the bundle that the event is about."""
+    """Generation of the bundle that the event is about."""
     digest: str | None = None
-    """Of that bundle's manifest, `sha256:<hex>`."""
+    """Digest of that bundle's manifest, `sha256:<hex>`."""
     reason: str | None = None
-    """Why an update was not taken; 500 characters at most."""
+    """Why an update was refused; 500 characters at most."""
     fetched_bytes: int | None = msgspec.field(default=None, name="bytes")
-    """Of assets and patches."""
+    """Bytes fetched for assets and patches."""
     assets: int | None = None
     """Files fetched in full."""
     patches: int | None = None
     """Files made from the device's own copy and a patch."""
     oldest: int | None = None
-    """The oldest generation that the server still completes."""
+    """The oldest generation whose frames the server still completes."""
 
 
 _BUNDLE = frozenset({"generation", "digest"})
@@ -59,14 +59,14 @@ _FIELDS: Final[dict[UpdateKind, tuple[frozenset[str], ...]]] = {
     "table_refused": (_REASON,),
     "head_refused": (_REASON,),
 }
-"""Which fields belong to each kind, beside `event`, `version` and `device`."""
+"""The fields of each kind, besides `event`, `version` and `device`."""
 
 
 def decode_update_event(data: bytes, source: str = "event") -> UpdateEvent:
     """Read an event about an update, of version 1 or 2.
 
-    Raises FormatError naming `source` and the field, also when a field of the kind is missing or one of another kind
-    is there.
+    Raises FormatError naming `source` and the field, also if a field of the kind is missing or one of another kind is
+    present.
     """
     event = decode(data, UpdateEvent, source, MAX_UPDATE_EVENT_BYTES)
     found = frozenset(msgspec.to_builtins(event)) - {"event", "version", "device"}

@@ -1,12 +1,12 @@
 """Frames (device to server) and replies (server to device).
 
 A frame is a length, a positional MessagePack header, the payload and a CRC-32 of all of it. It carries one window, or
-several that were made alike (same bundle, cut, width and encoding): then their payloads follow each other. What the
+several that were made alike (same bundle, cut, width and encoding), whose payloads then follow each other. What the
 subject (the device) or the bundle (shapes, scales) already says is not repeated. Nothing in a frame is executed; the
-checksum is compared and every length checked before anything is used.
+checksum and every length are checked before anything is used.
 
-Version 2 is written. Version 1 (one window; checksum of the payload alone, in the header) is read, because spools and
-dead letters of earlier versions hold it, and answered in version 1.
+Version 2 is written. Version 1 (one window; checksum of the payload alone, in the header) is still read, because spools
+and dead letters of earlier versions contain it, and is answered in version 1.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from runtime_edge.formats.strict import UNREADABLE
 
 SCHEMA_VERSION = 2
 WIRE_ENCODINGS = (*ENCODINGS, *STREAMS)
-"""By their number in a header."""
+"""Encodings by their number in a header."""
 MAX_HEADER_BYTES = 48
-"""Of a frame with one window, its length byte included."""
+"""Longest header of a frame with one window, including its length byte."""
 CHECKSUM_BYTES = 4
 MAX_WINDOWS = 64
-"""In one frame."""
+"""The most windows in one frame."""
 MAX_FRAME_BYTES = 8 << 20
 MAX_REPLY_BYTES = 1 << 20
 NO_MODEL = 0
-"""In place of a model's number where a frame does not say: version 1."""
+"""Stands for a model's number in frames that do not carry one: version 1."""
 
 _UNCERTAINTY_STEPS = 0xFFFF
 _TWO_BYTES = 0x80
-"""Set in the first byte of a length that needs two."""
+"""Set in the first byte of a length that takes two."""
 _BEGINNING = b"\x9a\x02"
-"""Of a header of version 2: an array of ten, and the version."""
+"""Start of a header of version 2: an array of ten, and the version."""
 
 U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
 U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
@@ -68,28 +68,28 @@ class FrameHeader(NamedTuple):
     """Index into WIRE_ENCODINGS."""
     compressed: bool
     uncertainty: float
-    """Normalised, in [0, 1]; in steps of 1/65535."""
+    """Normalised to [0, 1]; in steps of 1/65535."""
     width: int = 0
-    """Channels of the bottleneck that were kept; 0 for the activation as it is."""
+    """Channels of the bottleneck that were kept; 0 for the plain activation."""
     model: int = NO_MODEL
-    """The first 8 bytes of the digest of what made it (`model_id.model_number`), big-endian."""
+    """The first 8 bytes of the digest of the model that made it (`model_id.model_number`), big-endian."""
     version: int = SCHEMA_VERSION
 
 
 class _Further(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Another window of a frame."""
+    """A further window of a frame."""
 
     window: Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
-    """After the window before it."""
+    """Index, relative to the previous window."""
     capture_ns: Nanoseconds
-    """After the first window's."""
+    """Capture time, relative to the first window."""
     uncertainty: U16
     bytes: U32
-    """Of its payload."""
+    """Size of its payload."""
 
 
 class _WireHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Version 2. The first window's payload is what the further ones leave."""
+    """Version 2. The first window's payload is what the further windows leave over."""
 
     version: Annotated[int, Meta(ge=2, le=2)]
     model: U64
@@ -119,23 +119,23 @@ class _WireHeaderV1(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What the server answers to one window."""
+    """The server's answer to one window."""
 
     window: int
     generation: int
     """The server's newest generation."""
     status: ReplyStatus
     server_us: int = 0
-    """From the frame's arrival at the server process to this reply, µs."""
+    """Time from the frame's arrival at the server process to this reply, µs."""
     embedding: bytes = b""
-    """As `encoding` says, d values; empty unless the status is ok."""
+    """d values, encoded as `encoding` says; empty unless the status is ok."""
     encoding: ReplyEncoding = "float16"
-    """float16: little-endian. int8: a little-endian float32, what one step is worth, and the steps."""
+    """float16: little-endian. int8: a little-endian float32 step size, then the steps."""
     mixture: bytes = b""
-    """Refined mixture parameters, all or those that have moved, when they are due (docs/method.md, section 4)."""
+    """Refined mixture parameters, all or only those that have moved, when due (docs/method.md, section 4)."""
 
     def vector(self, dim: int) -> npt.NDArray[np.float32] | None:
-        """The embedding, (dim,) float32; None when there is none of that length."""
+        """The embedding, (dim,) float32; None if there is none of that length."""
         if self.encoding == "float16":
             return np.frombuffer(self.embedding, "<f2").astype(np.float32) if len(self.embedding) == 2 * dim else None
         if len(self.embedding) != 4 + dim:
@@ -146,7 +146,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 def int8_embedding(embedding: npt.NDArray[np.float32]) -> bytes:
-    """An embedding (d,) as a reply's int8 has it: 4 + d bytes. A step is the largest value's 127th part."""
+    """An embedding (d,) in a reply's int8 encoding: 4 + d bytes. A step is 1/127 of the largest value."""
     step = np.array(max(float(np.abs(embedding).max()), 1e-30) / 127, "<f4")
     return bytes(step.tobytes() + np.rint(embedding / step).astype(np.int8).tobytes())
 
@@ -164,7 +164,7 @@ class _Replies(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     status: ReplyStatus
     server_us: Annotated[int, Meta(ge=0, le=1 << 53)]
     encoding: Annotated[int, Meta(ge=0, le=1)]
-    """0 float16, 1 int8."""
+    """0 for float16, 1 for int8."""
     answers: Annotated[tuple[_Answer, ...], Meta(min_length=1, max_length=MAX_WINDOWS)]
     mixture: Annotated[bytes, Meta(max_length=1 << 19)] = b""
 
@@ -276,7 +276,7 @@ def encode_reply(reply: Reply, version: int = SCHEMA_VERSION) -> bytes:
 
 
 def encode_replies(replies: Sequence[Reply]) -> bytes:
-    """One message for the windows of one frame, which have all but window and embedding in common."""
+    """One message for the windows of one frame, whose replies differ only in window and embedding."""
     first = replies[0]
     coding = _REPLY_ENCODINGS.index(first.encoding)
     answers = tuple(_Answer(reply.window, reply.embedding) for reply in replies)
@@ -286,7 +286,7 @@ def encode_replies(replies: Sequence[Reply]) -> bytes:
 
 
 def decode_replies(data: bytes) -> list[Reply]:
-    """The reply to each window; mixture parameters are in the first. Raises FrameError."""
+    """The reply to each window; the first carries the mixture parameters. Raises FrameError."""
     if not 2 <= len(data) <= MAX_REPLY_BYTES:
         raise FrameError(f"reply of {len(data)} bytes; 2 to {MAX_REPLY_BYTES} are read")
     if data[1] not in _reply_decoders:

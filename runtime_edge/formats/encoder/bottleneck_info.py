@@ -1,4 +1,4 @@
-"""A manifest's description of the bottleneck at a cut: an encoder behind the prefix, a decoder before the suffix."""
+"""A manifest's description of the bottleneck at a cut: an encoder after the prefix, a decoder before the suffix."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from runtime_edge.formats.encoder.parts import Agreement, Count, Part, StoredFil
 from runtime_edge.formats.strict import Name
 
 MAX_LATENT_VALUES = 4096
-"""Of one window: they are coded one by one."""
+"""The most values in one window's latent: they are coded one by one."""
 MAX_DECODER_BYTES = 64 << 20
 SYMBOLS = 256
 """A value of a latent is a whole number of 8 bits."""
 CODING_BYTES = 2 * SYMBOLS
-"""Of the coding tables, for each channel."""
+"""Bytes of the coding table of one channel."""
 
 Format = Literal["onnx", "tflite"]
 
 
 class WidthInfo(Part, frozen=True, kw_only=True):
-    """One width, as measured on windows that trained nothing."""
+    """Measurements of one width, on windows that were not trained on."""
 
     width: Annotated[int, Meta(ge=1, le=MAX_LATENT_VALUES)]
-    """Channels that are shipped: the first ones."""
+    """How many channels are shipped: the first ones."""
     bytes: Count
-    """Of the payload, the median."""
+    """Median size of the payload."""
     bytes_p99: Count
     wire: dict[Name, Agreement]
-    """By the prefix's variant, of the embedding after prefix, bottleneck, wire, decoder and torch suffix."""
+    """Agreement of the embedding after prefix, bottleneck, wire, decoder and torch suffix, by the prefix's variant."""
 
 
 class BottleneckInfo(Part, frozen=True, kw_only=True):
@@ -39,34 +39,34 @@ class BottleneckInfo(Part, frozen=True, kw_only=True):
 
     cut: Name
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=MAX_LATENT_VALUES)], ...], Meta(min_length=4, max_length=4)]
-    """Of the latent: 1, channels, rows, columns."""
+    """Shape of the latent: 1, channels, rows, columns."""
     files: dict[Format, VariantInfo]
-    """The encoder from the activation to the latent, in float32, behind prefixes of any precision."""
+    """The encoder from activation to latent, in float32, for prefixes of any precision."""
     decoder: StoredFile
-    """The weights of both ends, for the server (`streamsplit_compile.bottleneck.block`); devices do not fetch it."""
+    """The weights of both halves, for the server (`streamsplit_compile.bottleneck.block`); devices do not fetch it."""
     coding: StoredFile
     """How often each value occurs in each channel (`runtime_edge.formats.latent_codec`)."""
     widths: Annotated[tuple[WidthInfo, ...], Meta(min_length=1, max_length=16)]
-    """The narrowest first."""
+    """Narrowest first."""
     self_test: dict[Name, bytes]
-    """By the prefix's variant the latent of the self-test's waveform, float32: each channel's mean."""
+    """The latent of the self-test's waveform, by the prefix's variant: each channel's mean, float32."""
     macs: Count
     fitted_by: Literal["pca", "training"]
     steps: Count = 0
-    """Of training."""
+    """Number of training steps."""
 
     @property
     def positions(self) -> int:
-        """Values of one channel."""
+        """Number of values in one channel."""
         return self.shape[2] * self.shape[3]
 
     def assets(self) -> list[tuple[str, int]]:
-        """Reference and bytes of every file."""
+        """Reference and size in bytes of every file."""
         compiled = [(file.file, file.bytes) for file in self.files.values()]
         return [*compiled, (self.decoder.file, self.decoder.bytes), (self.coding.file, self.coding.bytes)]
 
     def problems(self, cuts: Sequence[str], variants: Collection[str]) -> Iterator[str]:
-        """What does not fit the bundle's cuts, or each other."""
+        """What does not fit the bundle's cuts, or is inconsistent in itself."""
         if self.cut not in cuts[1:-1]:
             yield "cut: there is no such cut between the waveform and the embedding"
         channels = self.shape[1]

@@ -16,19 +16,19 @@ class ExitInfo(Part, frozen=True, kw_only=True):
 
     cut: Name
     files: dict[Literal["onnx", "tflite"], VariantInfo]
-    """From the activation to the embedding, in float32, behind prefixes of any precision."""
+    """The exit from activation to embedding, in float32, for prefixes of any precision."""
     weights: StoredFile
-    """The same for the compiler (`streamsplit_compile.exits.exit_map`); devices do not fetch it."""
+    """The exit's weights for the compiler (`streamsplit_compile.exits.exit_map`); devices do not fetch it."""
     agreement: dict[Name, Agreement]
-    """By the prefix's variant, of the exit's embedding with the whole encoder's, on windows that fitted nothing."""
+    """Agreement of the exit's embedding with the whole encoder's, by the prefix's variant, on windows not fitted to."""
     self_test: dict[Name, bytes]
-    """By the prefix's variant the embedding of the self-test's waveform, float32."""
+    """The embedding of the self-test's waveform, by the prefix's variant, float32."""
     macs: Count
     windows: Positive
-    """That it was fitted to."""
+    """How many windows it was fitted to."""
 
     def assets(self) -> list[tuple[str, int]]:
-        """Reference and bytes of every file."""
+        """Reference and size in bytes of every file."""
         compiled = [(file.file, file.bytes) for file in self.files.values()]
         return [*compiled, (self.weights.file, self.weights.bytes)]
 
@@ -50,7 +50,7 @@ class ExitInfo(Part, frozen=True, kw_only=True):
 def exit_problems(
     found: Sequence[ExitInfo], cuts: Sequence[str], variants: Collection[str], embedding_dim: int
 ) -> Iterator[str]:
-    """What does not fit a bundle."""
+    """What does not fit the bundle."""
     if len({info.cut for info in found}) != len(found):
         yield "a cut has two"
     for info in found:

@@ -10,10 +10,10 @@ from msgspec import Meta
 from runtime_edge.formats.strict import Strict
 
 MAX_MATRIX_VALUES = 1 << 22
-"""Of the mel filter bank, bands times bins: what a device computes and holds on a manifest's word."""
+"""Largest mel filter bank, bands times bins, that a device computes and holds because a manifest asks for it."""
 
 HALF_TAPS = 32
-"""Input samples on each side of a value between two of them that interpolation looks at, where the rate is raised."""
+"""When the rate is raised: input samples on each side that interpolation uses for a value between two samples."""
 
 Span = tuple[int, int]
 Size = Annotated[int, Meta(ge=1, le=1 << 14)]
@@ -21,7 +21,7 @@ Real = Annotated[float, Meta(ge=-1e6, le=1e6)]
 
 
 class LogMelInfo(Strict, frozen=True, kw_only=True):
-    """The first block, in words: from the window to its log-mel image (1, 1, n_mels, frames).
+    """Description of the first block: from the window to its log-mel image (1, 1, n_mels, frames).
 
     Fields and their defaults are those of an encoder's front end (docs/method.md, section 1).
     """
@@ -35,7 +35,7 @@ class LogMelInfo(Strict, frozen=True, kw_only=True):
     f_min: Annotated[float, Meta(ge=0, le=1e7)]
     f_max: Annotated[float, Meta(gt=0, le=1e7)]
     power: Annotated[float, Meta(ge=1, le=2)] = 2.0
-    """Of the magnitude: 1 or 2."""
+    """Exponent of the magnitude: 1 or 2."""
     log: Literal["floor", "offset"] = "floor"
     """`floor`: ln(max(x, eps)); `offset`: ln(x + eps)."""
     eps: Annotated[float, Meta(gt=0, le=1)]
@@ -49,14 +49,14 @@ class LogMelInfo(Strict, frozen=True, kw_only=True):
     """c in y[t] = x[t] - c x[t-1]."""
     preemphasis_on: Literal["waveform", "frame"] = "waveform"
     remove_dc: bool = False
-    """Whether each frame's mean is taken out of it first."""
+    """Whether each frame's mean is subtracted first."""
     scale: Real = 1.0
-    """Of the logarithm."""
+    """Multiplies the logarithm."""
     offset: Real = 0.0
     """Added after `scale`."""
 
     def __post_init__(self) -> None:
-        """Refuse inconsistent values. msgspec puts the field's name in front of the error."""
+        """Refuse inconsistent values. msgspec prefixes the error with the field's name."""
         if self.n_fft % 2 or not 2 <= self.win_length <= self.n_fft:
             raise ValueError("n_fft must be even, and win_length from 2 to n_fft")
         if self.power not in (1, 2):
@@ -70,30 +70,30 @@ class LogMelInfo(Strict, frozen=True, kw_only=True):
 
     @property
     def emphasised(self) -> int:
-        """Samples that pre-emphasis of the waveform takes off its beginning."""
+        """Samples that pre-emphasis of the waveform removes at its beginning."""
         return int(self.preemphasis != 0 and self.preemphasis_on == "waveform")
 
     @property
     def left(self) -> int:
-        """Samples that are reflected in front of the first one."""
+        """Samples that are reflected before the first one."""
         return self.n_fft // 2 - (self.n_fft - self.win_length) // 2 if self.center else 0
 
     @property
     def right(self) -> int:
-        """Samples that are reflected behind the last one."""
+        """Samples that are reflected after the last one."""
         return self.win_length - self.left if self.center else 0
 
     def frames(self, window_samples: int) -> int:
-        """Frames of a window, 0 or less where it is too short for one (with reflections, for what they reflect)."""
+        """Frames of a window; 0 or less if it is too short for one, or too short for the reflections."""
         samples = window_samples * self.upsample - self.emphasised
         if samples <= max(self.left, self.right):
             return 0
         return 1 + math.floor((samples + self.left + self.right - self.win_length) / self.hop_length)
 
     def kept_frames(self, window_samples: int, hop_samples: int) -> tuple[Span, int]:
-        """Which frames a window has in common with the one before, and how many frames later they stood there.
+        """Which frames a window shares with the previous one, and how many frames later these stood there.
 
-        None where windows are no whole number of frames apart; never those that a window's ends reach into.
+        None unless windows are a whole number of frames apart; frames that reach past a window's ends are never shared.
         """
         shift, rest = divmod(hop_samples * self.upsample, self.hop_length)
         if rest or hop_samples >= window_samples:
@@ -105,7 +105,7 @@ class LogMelInfo(Strict, frozen=True, kw_only=True):
         return (begin, max(begin, end)), shift
 
     def check(self, sample_rate: int, window_samples: int, image: tuple[int, ...]) -> None:
-        """Raise ValueError unless windows of this rate and length make an image of this shape, batch first."""
+        """Raise ValueError unless windows of this rate and length give an image of this shape, batch first."""
         if self.f_max > sample_rate * self.upsample / 2:
             raise ValueError(f"f_max must be at most {sample_rate * self.upsample / 2:g}, half the raised rate")
         made = (1, 1, self.n_mels, self.frames(window_samples))

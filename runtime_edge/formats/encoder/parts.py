@@ -35,7 +35,7 @@ class VariantInfo(Part, frozen=True, kw_only=True):
 
 
 class KeptGraph(Part, frozen=True, kw_only=True):
-    """A block's graph without its weights, into which new ones are written without tracing."""
+    """A block's graph without its weights, so that new ones can be inserted without tracing again."""
 
     file: AssetRef
     bytes: Annotated[int, Meta(ge=1, le=MAX_ASSET_BYTES)]
@@ -55,20 +55,20 @@ class Agreement(Part, frozen=True, kw_only=True):
     cosine_median: Cosine
     cosine_worst: Cosine
     by_uncertainty: Annotated[list[Cosine], Meta(max_length=16)] = msgspec.field(default_factory=list)
-    """Of an embedding: the median cosine in equally wide bins of a window's uncertainty over [0, 1]."""
+    """For an embedding: the median cosine in equally wide bins of a window's uncertainty over [0, 1]."""
 
 
 class CutParity(Part, frozen=True, kw_only=True):
-    """One variant at one cut."""
+    """Parity of one variant at one cut."""
 
     prefix: Agreement
-    """The activation that the blocks up to the cut make."""
+    """The activation that the blocks up to the cut give."""
     wire: dict[Name, Agreement]
-    """The embedding after (device prefix, wire, server suffix) for each encoding, float32 always among them."""
+    """The embedding after device prefix, wire and server suffix, by encoding; float32 is always included."""
 
 
 class Expected(Part, frozen=True, kw_only=True):
-    """The float32 embedding a variant should give, and how far off it may be."""
+    """The float32 embedding that a variant should give, and by how much it may differ."""
 
     embedding: bytes
     tolerance: Tolerance

@@ -1,1 +1,1 @@
-"""What a compiled block may hold, checked before an inference runtime reads it."""
+"""What a compiled block may contain, checked before an inference runtime reads it."""

@@ -1,4 +1,4 @@
-"""Whether a device may hand a compiled block to its runtime."""
+"""Decides whether a device may hand a compiled block to its runtime."""
 
 from __future__ import annotations
 

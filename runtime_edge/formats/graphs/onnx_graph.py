@@ -1,8 +1,8 @@
 """Inspects an ONNX file before a runtime reads it: one graph of known operators, with its tensors in the file.
 
-The file is a protobuf message. Its fields are walked here without making objects of them: the depth is that of the
-messages named below, the number of fields is bounded, and weights are stepped over. A field that is not named is
-refused, so what a later version of ONNX adds is refused until it has been looked at.
+The file is a protobuf message. Its fields are walked here without making objects of them: the depth is limited to the
+messages named below, the number of fields is bounded, and weights are skipped. An unknown field is refused, so
+additions in later versions of ONNX are refused until they have been reviewed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from runtime_edge.errors import BackendError
 from runtime_edge.formats.graphs.operators import ONNX_DOMAINS, ONNX_OPERATORS, ONNX_SIZES
 
 MAX_FIELDS = 1 << 18
-"""In one file, all messages together; the shipped encoders' blocks have some thousands."""
+"""The most fields in one file, all messages together; the blocks of the shipped encoders have some thousands."""
 _MAX_DIMENSIONS = 16
 _MAX_VARINT_BYTES = 10
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _Span = tuple[int, int]
 _Fields = Mapping[int, Collection[int]]
-"""Field number -> the ways it may be written."""
+"""Field number -> the allowed ways to encode it."""
 
 _MODEL: _Fields = {1: (_VARINT,), 5: (_VARINT,), **dict.fromkeys((2, 3, 4, 6, 7, 8, 14), (_BYTES,))}
 _OPSET: _Fields = {1: (_BYTES,), 2: (_VARINT,)}
@@ -41,7 +41,7 @@ _TENSOR: _Fields = {
     10: (_FIXED64, _BYTES),
 }
 _VALUES = (4, 5, 7, 9, 10, 11)
-"""The fields of a tensor that hold its values."""
+"""The fields of a tensor that may hold its values."""
 _REFUSED = {
     "the model": {20: "training", 25: "functions", 26: "several devices"},
     "the graph": {14: "quantisation annotations", 15: "sparse tensors"},
@@ -55,7 +55,7 @@ _REFUSED = {
     },
     "a tensor": {3: "segments", 6: "text", 13: "external data"},
 }
-"""What the fields mean that are known and not admitted."""
+"""Names of fields that are known but not allowed."""
 
 
 def check_onnx(data: bytes, where: str) -> None:
@@ -97,7 +97,7 @@ class _Check:
                 raise self._refused(f"{operator} takes its size from {name!r}, which is not in the file")
 
     def _node(self, span: _Span, constants: set[str], sizes: list[tuple[str, str]]) -> None:
-        """Check one node; add what it holds and the names of the tensors that its size comes from."""
+        """Check one node; record the constants it holds and the names of the tensors that determine its output size."""
         texts: dict[int, list[str]] = {1: [], 2: [], 4: [], 7: []}
         for number, value in self._message(span, _NODE, "a node"):
             if number == 5:
@@ -147,7 +147,7 @@ class _Check:
             yield value
 
     def _message(self, span: _Span, known: _Fields, what: str) -> Iterator[tuple[int, _Span]]:
-        """Field number, and position of the bytes, of each field of a message."""
+        """Field number and byte range of each field of a message."""
         at, stop = span
         while at < stop:
             self._fields += 1

@@ -1,7 +1,7 @@
 """The operators a compiled block may use: what the compiler writes and what a device hands to its runtime.
 
-None of them calls another graph, repeats one, reads a file or a variable, or makes a result whose size depends on the
-values of the audio. Compiler and device share these lists, so nothing is compiled that no device would run.
+No operator here calls or repeats another graph, reads a file or a variable, or makes a result whose size depends on
+the values of the audio. Compiler and device share these lists, so nothing is compiled that no device would run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 ONNX_DOMAINS = frozenset({"", "ai.onnx"})
-"""Of operators: ONNX itself."""
+"""Domains of operators: ONNX itself."""
 
 _ONNX_KINDS = {
     "each value by itself": (
@@ -50,7 +50,7 @@ ONNX_SIZES: Mapping[str, tuple[int, ...]] = {
     "Tile": (1,),
     "TopK": (1,),
 }
-"""Which inputs say how large the result is. They are in the file, so the result is as large for all audio."""
+"""Inputs that determine the result's size. They must be in the file, so the size is the same for all audio."""
 
 TFLITE_OPERATORS: Mapping[int, str] = {
     0: "ADD", 1: "AVERAGE_POOL_2D", 2: "CONCATENATION", 3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 5: "DEPTH_TO_SPACE",
@@ -71,7 +71,7 @@ TFLITE_OPERATORS: Mapping[int, str] = {
     122: "SCATTER_ND", 123: "SELECT_V2", 126: "BATCH_MATMUL", 128: "CUMSUM", 130: "BROADCAST_TO", 132: "CONV_3D",
     140: "REDUCE_ALL", 150: "GELU", 151: "DYNAMIC_UPDATE_SLICE", 152: "RELU_0_TO_1", 156: "ATAN2", 158: "SIGN",
 }  # fmt: skip
-"""By the number that a file names them with."""
+"""Operators by their number in a file."""
 
 TFLITE_SIZES: Mapping[str, tuple[int, ...]] = {
     "BATCH_TO_SPACE_ND": (1, 2),
@@ -92,4 +92,4 @@ TFLITE_SIZES: Mapping[str, tuple[int, ...]] = {
     "TOPK_V2": (1,),
     "TRANSPOSE_CONV": (0,),
 }
-"""As ONNX_SIZES."""
+"""The same as ONNX_SIZES, for TFLite."""

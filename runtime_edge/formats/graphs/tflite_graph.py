@@ -1,7 +1,7 @@
 """Inspects a TFLite file before a runtime reads it: one graph of known operators, its tensors in the file.
 
-The file is a flatbuffer: tables that point to one another. Only those that say which operators run, and where their
-values are, are followed; each position is checked against the file and the number of steps is bounded.
+The file is a flatbuffer: tables that point to one another. Only those that say which operators run and where their
+values are get followed; each position is checked against the file, and the number of steps is bounded.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from runtime_edge.errors import BackendError
 from runtime_edge.formats.graphs.operators import TFLITE_OPERATORS, TFLITE_SIZES
 
 MAX_STEPS = 1 << 18
-"""In one file; the shipped encoders' blocks need some thousands."""
+"""The most steps in one file; the blocks of the shipped encoders need some thousands."""
 _MAX_FIELDS = 64
-"""Of a table."""
+"""The most fields of a table."""
 _MARK = b"TFL3"
 _MAX_TENSOR_VALUES = 1 << 28
 
@@ -31,7 +31,7 @@ def check_tflite(data: bytes, where: str) -> None:
 
 
 class _Refused(Exception):
-    """Why a file is not admitted."""
+    """Why a file is refused."""
 
 
 class _Check:
@@ -62,10 +62,10 @@ class _Check:
         return TFLITE_OPERATORS[number]
 
     def _buffer(self, position: int) -> bool:
-        """Whether a buffer holds values, in its table or, as quantisers write them, behind all tables in the file."""
+        """Whether a buffer holds values, in its table or, as quantisers write them, after all tables in the file."""
         buffer = self._table(position, 3, "a buffer")
         place, offset, size = buffer.get(0), self._scalar(buffer.get(1), "<Q"), self._scalar(buffer.get(2), "<Q")
-        if offset <= 1 and size <= 1:  # the format's words for "in its table"
+        if offset <= 1 and size <= 1:  # the format's way to say "in its table"
             return place is not None and self._vector(place, 1)[1] > 0
         if offset <= 1 or offset + size > len(self._data) or place is not None:
             raise _Refused("a buffer outside the file")
@@ -92,7 +92,7 @@ class _Check:
                 raise _Refused(f"{name} takes its size from a tensor that is not in the file")
 
     def _table(self, position: int, fields: int, what: str, refused: Collection[int] = ()) -> _Table:
-        """A table of which the first `fields` fields are known."""
+        """A table of which only the first `fields` fields may be present."""
         self._step()
         start = position - self._scalar(position, "<i")
         size = self._scalar(start, "<H")
@@ -105,7 +105,7 @@ class _Check:
         return _Table(position, found)
 
     def _tables(self, place: int | None) -> Iterator[int]:
-        """Positions of the tables of a vector."""
+        """Positions of the tables in a vector."""
         if place is not None:
             start, count = self._vector(place, 4)
             for index in range(count):
@@ -120,7 +120,7 @@ class _Check:
                 yield self._scalar(start + 4 * index, "<i")
 
     def _vector(self, place: int, size: int) -> tuple[int, int]:
-        """Where a vector's elements begin, each of `size` bytes, and how many there are."""
+        """Position of a vector's first element, each of `size` bytes, and the number of elements."""
         start = self._offset(place)
         count = self._scalar(start, "<I")
         if start + 4 + size * count > len(self._data):
@@ -131,7 +131,7 @@ class _Check:
         return position + self._scalar(position, "<I")
 
     def _scalar(self, position: int | None, form: str) -> int:
-        """An integer; 0 where the field is left out."""
+        """An integer; 0 if the field is absent."""
         if position is None:
             return 0
         if position < 0:
@@ -150,6 +150,6 @@ class _Table:
         self._position, self._fields = position, fields
 
     def get(self, index: int) -> int | None:
-        """Position of a field; None where it is left out."""
+        """Position of a field; None if it is absent."""
         place = self._fields[index] if index < len(self._fields) else 0
         return self._position + place if place else None

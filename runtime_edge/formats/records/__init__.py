@@ -1,1 +1,1 @@
-"""Records that are signed or kept on their own: tables, heads, releases."""
+"""Records that are signed or kept separately: tables, heads, releases."""

@@ -1,7 +1,7 @@
 """The adaptation: new scales and shifts of an encoder's normalisation layers, for devices that cannot train.
 
-An adaptation (`streamsplit.adaptation/1`, JSON, at most 256 KiB) changes nothing else of a bundle. It is for the
-weights of one generation, stands in a numbered record like a table, and is swapped alone. Devices do not take
+An adaptation (`streamsplit.adaptation/1`, JSON, at most 256 KiB) changes nothing else of a bundle. It fits the weights
+of one generation, travels in a numbered record like a table, and can be swapped on its own. Devices do not accept
 adaptations yet.
 
     adaptation = Adaptation.from_json(record.body, "adaptation pi-1.rpi4")
@@ -33,14 +33,14 @@ Array = npt.NDArray[np.float32]
 class AdaptedLayer(Strict, frozen=True, kw_only=True):
     """One normalisation layer: its new scale (`weight`) and shift (`bias`).
 
-    New statistics of a batch norm need no field of their own: with `s = sqrt((variance + eps) / (new variance + eps))`
+    New statistics of a batch norm need no fields of their own: with `s = sqrt((variance + eps) / (new variance + eps))`
     they are the scale `scale * s` and the shift `shift + scale * (mean - new mean) / sqrt(new variance + eps)`.
     """
 
     block: Name
-    """Of the bundle, in whose files the layer is."""
+    """The bundle's block whose files contain the layer."""
     name: Name
-    """Of the layer in the encoder, such as `features.4.block.0.1`."""
+    """Name of the layer in the encoder, such as `features.4.block.0.1`."""
     scale: bytes
     """float16 (channels,), little-endian."""
     shift: bytes
@@ -52,7 +52,7 @@ class AdaptedLayer(Strict, frozen=True, kw_only=True):
 
 
 class Adaptation(Strict, frozen=True, kw_only=True):
-    """A whole adaptation. Building one that does not hold together raises FormatError naming the field."""
+    """A whole adaptation. Building an inconsistent one raises FormatError naming the field."""
 
     format: Literal["streamsplit.adaptation/1"] = "streamsplit.adaptation/1"
     encoder: Name
@@ -63,9 +63,9 @@ class Adaptation(Strict, frozen=True, kw_only=True):
     created_by: Name
     self_tests: Annotated[dict[Name, Expected], Meta(max_length=16)]
     """By compiled variant, such as `onnx-fp32`: what the self-test must give with the new layers. A device whose
-    variant is not among them refuses the adaptation."""
+    variant is missing here refuses the adaptation."""
     layers: Annotated[tuple[AdaptedLayer, ...], Meta(max_length=4096)]
-    """Layers that are not among them are as compiled; none at all takes an earlier adaptation back."""
+    """Other layers stay as compiled; an empty list undoes an earlier adaptation."""
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
@@ -73,7 +73,7 @@ class Adaptation(Strict, frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """`sha256:<hex>` of `to_json()`: which model runs once it is in use. Its frames carry the first 8 bytes."""
+        """`sha256:<hex>` of `to_json()`: the model that runs once it is in use. Its frames carry the first 8 bytes."""
         return digest(self.to_json())
 
     @classmethod
@@ -82,7 +82,7 @@ class Adaptation(Strict, frozen=True, kw_only=True):
         return decode(data, cls, source, MAX_ADAPTATION_BYTES)
 
     def to_json(self) -> bytes:
-        """One layer a line. Raises FormatError when it is too large."""
+        """JSON with one layer per line. Raises FormatError if it is too large."""
         layers = ",\n  ".join(msgspec.json.encode(layer).decode() for layer in self.layers)
         fields = [f"{_json(name)}:{_json(getattr(self, name))}" for name in self.__struct_fields__ if name != "layers"]
         data = ("{" + ",\n ".join([*fields, f'"layers":[\n  {layers}]']) + "}\n").encode()
@@ -99,7 +99,7 @@ def _json(value: object) -> str:
 
 
 def _problems(adaptation: Adaptation) -> Iterator[str]:
-    """What msgspec's types cannot say."""
+    """What msgspec's types cannot express."""
     if bool(adaptation.layers) != bool(adaptation.self_tests):
         yield "self_tests: at least one for layers that change, and none where no layer does"
     for name, expected in adaptation.self_tests.items():

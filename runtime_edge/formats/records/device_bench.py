@@ -24,7 +24,7 @@ Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
 
 class MeasuredVariant(Strict, frozen=True, kw_only=True):
-    """One variant on one provider of a runtime, with so many threads, in a process of its own."""
+    """One variant on one provider of a runtime, with a number of threads, in a process of its own."""
 
     variant: Name
     provider: Literal["cpu", "xnnpack", "coreml"]
@@ -35,35 +35,35 @@ class MeasuredVariant(Strict, frozen=True, kw_only=True):
     """Medians, in block order."""
     block_p90_ms: Annotated[list[Milliseconds], Meta(max_length=4096)]
     block_mj: Annotated[list[Millijoules], Meta(max_length=4096)] | None = None
-    """Above idle; None without a meter."""
+    """Energy above idle; None without a meter."""
     memory_mb: Annotated[float, Meta(ge=0, le=1e7)]
-    """Of the process with all blocks loaded and run, resident, MB (1e6 bytes)."""
+    """Resident memory of the process with all blocks loaded and run, MB (1e6 bytes)."""
 
     @property
     def whole_ms(self) -> float:
-        """Of all blocks."""
+        """Time of all blocks."""
         return sum(self.block_ms)
 
 
 class DeviceBench(Strict, frozen=True, kw_only=True):
-    """The file. One that does not hold together is refused with the field."""
+    """The whole file. An inconsistent one is refused, naming the field."""
 
     format: Literal["streamsplit.device-bench/1"] = "streamsplit.device-bench/1"
     created: Name
     target: Name
-    """The target this device is."""
+    """The target that this device is."""
     encoder: Name
     weights: Digest
-    """Of the encoder that was measured."""
+    """Digest of the weights that were measured."""
     blocks: Annotated[list[Name], Meta(min_length=1, max_length=4096)]
     machine: Annotated[dict[Name, Annotated[str, Meta(max_length=400)]], Meta(max_length=32)]
     """As in a profile: "system", "architecture", "processor", "python"."""
     python_ms: Annotated[float, Meta(gt=0, le=1e6)]
-    """Of a fixed piece of Python: how fast all that is not a block runs here."""
+    """Time of a fixed piece of Python: how fast everything that is not a block runs here."""
     meter: Name | None = None
-    """What counted the energy; None without one."""
+    """The meter that counted the energy; None without one."""
     idle_w: Annotated[float, Meta(ge=0, le=1e6)] | None = None
-    """By the meter, before anything ran."""
+    """Power by the meter, before anything ran."""
     variants: Annotated[list[MeasuredVariant], Meta(min_length=1, max_length=256)]
     skipped: Annotated[dict[Name, Annotated[str, Meta(max_length=400)]], Meta(max_length=256)]
     """What could not be measured here, and why."""
@@ -81,7 +81,7 @@ class DeviceBench(Strict, frozen=True, kw_only=True):
         return found
 
     def fastest(self, variant: str | None = None) -> MeasuredVariant:
-        """Of one variant, or of those in float32, which change no embedding, if there are any.
+        """The fastest run of one variant; without one, of those in float32, which change no embedding, if any.
 
         Raises UsageError naming the variants that were measured.
         """

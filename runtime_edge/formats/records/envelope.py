@@ -1,14 +1,14 @@
 """The signed envelope of tables, heads, releases and adaptations: which key each is for, and which one is newer.
 
-What is signed is one JSON document, `{format, kind, key, number, body}`. `key` is the bucket key that the record is
-for, so it cannot be put under another one; `number` only grows, so an older one cannot be put back
+The signed text is one JSON document, `{format, kind, key, number, body}`. `key` is the bucket key that the record is
+for, so it cannot be moved to another one; `number` only grows, so an older record cannot be put back
 (`runtime_edge.formats.records.numbers`).
 
     data = seal("table", "_all.rpi4", number, table.to_json(), secret)
     record = open_record(data, "table", "_all.rpi4", trusted, "table _all.rpi4")
     table = SplitterTable.from_json(record.body, "table _all.rpi4")
 
-Records of earlier versions have no number and are read as number 0. An adaptation's value is a zstd frame, because
+Records of earlier versions have no number and are read as number 0. An adaptation is stored as a zstd frame, because
 devices pay for each byte of it.
 """
 
@@ -46,10 +46,10 @@ class _About(NamedTuple):
 
     bucket: str
     limit_bytes: int
-    """A body is text inside JSON, which takes up to twice its size."""
+    """Size limit; a body is text inside JSON, which takes up to twice its size."""
     error: type[FormatError]
     compressed: bool = False
-    """Whether a value is a zstd frame."""
+    """Whether values are zstd frames."""
 
 
 _LEVEL = 19
@@ -98,25 +98,25 @@ class _AnyVersion(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Record:
-    """A record whose signature has been checked, where a key is trusted."""
+    """A record whose signature has been checked, if a key is trusted."""
 
     kind: Kind
     key: str
     number: int
-    """0 for one of an earlier version."""
+    """0 for a record of an earlier version."""
     body: bytes
     """JSON of the table, head, release or adaptation."""
     digest: str
-    """`sha256:<hex>` of what is signed."""
+    """`sha256:<hex>` of the signed text."""
 
     @property
     def name(self) -> str:
-        """Kind and key as one."""
+        """Kind and key in one string."""
         return f"{self.kind} {self.key}"
 
 
 def seal(kind: Kind, key: str, number: int, body: bytes, secret: minisign.SecretKey | None) -> bytes:
-    """The value to put under `key`: JSON `body` with its number, signed when there is a secret key."""
+    """The value to store under `key`: JSON `body` with its number, signed if there is a secret key."""
     envelope = _Envelope(kind=kind, key=key, number=number, body=msgspec.Raw(body.strip()))
     text = msgspec.json.encode(envelope)
     signature = "" if secret is None else minisign.sign(text, secret, _comment(envelope))
@@ -125,7 +125,7 @@ def seal(kind: Kind, key: str, number: int, body: bytes, secret: minisign.Secret
 
 
 def open_record(data: bytes, kind: Kind, key: str | None, trusted: minisign.PublicKey | None, source: str) -> Record:
-    """Check the value of a key and take it out of its envelope; with `key` it must be for that very key.
+    """Check the value of a key and take the record out of its envelope; with `key` it must be for that very key.
 
     With `trusted` an unsigned record is refused, except a release of an earlier version, which never was signed: the
     device then relies only on the manifest's signature, and accepts only newer generations.
@@ -178,7 +178,7 @@ def _open_earlier(data: bytes, kind: Kind, key: str | None, trusted: minisign.Pu
 
 
 def _verify(text: bytes, signature: str, kind: Kind, trusted: minisign.PublicKey | None, source: str) -> str | None:
-    """The trusted comment; None when no key is trusted."""
+    """The trusted comment; None if no key is trusted."""
     if trusted is None:
         return None
     if not signature:

@@ -1,7 +1,7 @@
 """The head, a small linear layer that turns an embedding into labels with scores (docs/events.md).
 
 A head (`streamsplit.head/2`, JSON, at most 2 MiB) is a file of its own, like a splitter table: trained on the
-server from a few labelled windows (`ssc server label`), signed, and swapped alone.
+server from a few labelled windows (`ssc server label`), signed, and swapped on its own.
 
     head = Head.from_json(data, "head.json")
     head.check_fits(manifest.info, "head.json")
@@ -29,7 +29,7 @@ from runtime_edge.formats.minisign import signature_path
 from runtime_edge.formats.strict import Name, Strict, decode
 
 MAX_HEAD_BYTES = 2 << 20
-"""A thousand labels of 384 values. Until 0.1.0 it was a quarter, and such devices refuse larger ones."""
+"""Enough for a thousand labels of 384 values. Until 0.1.0 it was a quarter, and such devices refuse larger heads."""
 
 _LARGEST = 1e6
 Array = npt.NDArray[np.float32]
@@ -45,17 +45,17 @@ class Validation(Strict, frozen=True):
     """How windows were held out, such as `5 folds by clip`."""
     windows: Count
     groups: Count
-    """Clips or events; the windows of one are held out together."""
+    """Number of clips or events; the windows of one are held out together."""
     accuracy: Share
     """Share of windows whose labels were all right."""
     group_accuracy: Share
-    """The same of groups, by the mean score of their windows."""
+    """Share of groups whose labels were all right, by the mean score of their windows."""
     average_precision: Share
-    """Mean over the labels."""
+    """Mean average precision over the labels."""
 
 
 class _Common(Strict, frozen=True, kw_only=True):
-    """What both versions have in common."""
+    """The fields that both versions share."""
 
     encoder: Name
     """Id of the encoder whose embeddings it takes."""
@@ -64,11 +64,11 @@ class _Common(Strict, frozen=True, kw_only=True):
     """First and last generation of the embeddings it was trained on."""
     labels: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=4096)]
     scores_by: Literal["softmax", "sigmoid"]
-    """`softmax`: one label to a window, scores add up to 1. `sigmoid`: any number of labels."""
+    """`softmax`: one label per window, scores add up to 1. `sigmoid`: any number of labels."""
     thresholds: tuple[Share, ...]
-    """A label counts as detected from this score on."""
+    """The score from which each label counts as detected."""
     validation: Validation | None
-    """None when there was too little to hold anything out."""
+    """None if there was too little data to hold anything out."""
     created_by: Name
     bias: bytes
     """float32[labels], little-endian."""
@@ -87,22 +87,22 @@ class _AnyVersion(msgspec.Struct):
 
 
 class Head(_Common, frozen=True, kw_only=True):
-    """A whole head file. Building one that does not hold together raises HeadError naming the field."""
+    """A whole head file. Building an inconsistent one raises HeadError naming the field."""
 
     format: Literal["streamsplit.head/2"] = "streamsplit.head/2"
     model: Digest | None
-    """Whose embeddings it was fitted to, those of the last of `generations` (`model_id.model_digest`); frames carry its
-    first 8 bytes. None in a head of version 1, which does not say."""
+    """The model whose embeddings it was fitted to, at the last of `generations` (`model_id.model_digest`); frames carry
+    the first 8 bytes. None in a head of version 1, which does not say."""
     temperature: Temperature
     """Logits are divided by it, so that scores are probabilities."""
     exit_temperatures: Annotated[dict[Name, Temperature], Meta(max_length=256)] = msgspec.field(default_factory=dict)
-    """The same for embeddings that come from the exit at a cut, by the cut's name; `temperature` where none is
-    named."""
+    """The temperature for embeddings from the exit at a cut, by the cut's name; for cuts not named here, `temperature`
+    applies."""
     background: Name | None = None
     """The label that stands for everything else: it is never detected, and results leave it out."""
     min_energy: Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)] | None = None
-    """A sound whose logits' `ln sum exp` is lower is none of the labels (Liu et al. 2020). Exits are not checked:
-    their embeddings have smaller logits."""
+    """A sound is none of the labels if the `ln sum exp` of its logits is lower (Liu et al. 2020). Exits are not
+    checked: their embeddings have smaller logits."""
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
@@ -122,7 +122,7 @@ class Head(_Common, frozen=True, kw_only=True):
             raise HeadError(f"{source}: {exc}") from None
 
     def to_json(self) -> bytes:
-        """One field a line, so that a person can read all but the weights. Raises HeadError when it is too large."""
+        """JSON with one field per line, so that people can read all but the weights. Raises HeadError if too large."""
         names = sorted(self.__struct_fields__, key=lambda name: (name != "format", name in ("bias", "weights")))
         fields = [f"{_json(name)}:{_json(getattr(self, name))}" for name in names]
         data = ("{" + ",\n ".join(fields) + "}\n").encode()
@@ -171,11 +171,11 @@ class Head(_Common, frozen=True, kw_only=True):
         return bool(np.logaddexp.reduce(self.logits(embedding).astype(np.float64)) < self.min_energy)
 
     def detected(self, embedding: npt.ArrayLike, scores: Array, exit_cut: str | None = None) -> list[int]:
-        """Places of the labels that one window's embedding (d,) and scores (labels,) detect, best first."""
+        """Indices of the labels that one window's embedding (d,) and scores (labels,) detect, best first."""
         return [] if self.is_unknown(embedding, exit_cut) else self.reached(scores)
 
     def reached(self, scores: Array) -> list[int]:
-        """Places of the labels whose scores (labels,) reach their thresholds, best first, without the background."""
+        """Indices of the labels whose scores (labels,) reach their thresholds, best first, without the background."""
         return [
             place
             for place in np.argsort(-scores, kind="stable").tolist()
@@ -189,9 +189,9 @@ class Head(_Common, frozen=True, kw_only=True):
 
 
 def entropy(scores: Array, scores_by: str) -> float:
-    """Entropy of one window's scores (labels,) as a share of the largest there can be, in [0, 1].
+    """Entropy of one window's scores (labels,) as a share of the largest possible, in [0, 1].
 
-    Of labels that do not exclude each other the mean over the labels.
+    If labels do not exclude each other, it is the mean over the labels.
     """
     chances = np.clip(np.asarray(scores, np.float64), 1e-12, 1 - 1e-12)
     if scores_by == "softmax":
@@ -206,7 +206,7 @@ def signature_of(text: bytes, key: minisign.SecretKey) -> str:
 
 
 def write_head(path: Path, head: Head, key: minisign.SecretKey | None = None) -> None:
-    """Write a head file, and with a key its signature beside it. Raises HeadError when it is too large."""
+    """Write a head file, and with a key its signature beside it. Raises HeadError if it is too large."""
     data = head.to_json()
     write_atomic(path, data)
     if key is not None:
@@ -235,7 +235,7 @@ def _json(value: object) -> str:
 
 
 def _problems(head: Head) -> Iterator[str]:
-    """What msgspec's types cannot say."""
+    """What msgspec's types cannot express."""
     count = len(head.labels)
     if len(set(head.labels)) != count:
         yield "labels: a name appears twice"

@@ -12,7 +12,7 @@ from runtime_edge.formats.records.table import Digest, SplitterTable
 from runtime_edge.formats.strict import Strict, decode
 
 BOUND = 3.0
-"""A correction's largest size, in reward: 120 ms of latency at the default weights."""
+"""Largest size of a correction, in reward: 120 ms of latency at the default weights."""
 MAX_LEARNT_BYTES = 512 << 10
 Cell = tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=0)], float, Annotated[int, Meta(ge=1, le=1 << 53)]]
 """Row, action, correction, visits."""
@@ -25,7 +25,7 @@ class Learnt(Strict, frozen=True, kw_only=True):
     device: Annotated[str, Meta(max_length=63)]
     target: Annotated[str, Meta(max_length=200)]
     table: Digest
-    """Of the table they correct."""
+    """Digest of the table they correct."""
     cells: Annotated[list[Cell], Meta(max_length=65536)]
 
     def to_json(self) -> bytes:
@@ -42,11 +42,11 @@ class Learnt(Strict, frozen=True, kw_only=True):
         return record
 
     def corrects(self, table: SplitterTable) -> bool:
-        """Whether they are to this very table, as it is or as it was before it was upgraded."""
+        """Whether the corrections are for this very table, as it is or as it was before it was upgraded."""
         return self.table in (table.digest, table.upgraded_from)
 
     def check(self, table: SplitterTable, source: str) -> None:
-        """Raise TableError unless the corrections are to this very table."""
+        """Raise TableError unless the corrections are for this very table."""
         if not self.corrects(table):
             raise TableError(f"{source}: learnt on another table ({self.table[:19]}...), not on {table.digest[:19]}...")
         if any(row >= len(table.q) or action >= len(table.costs) for row, action, _, _ in self.cells):

@@ -1,9 +1,9 @@
-"""The highest number of each signed record that was accepted, in a file: an older record that is put back is refused.
+"""Keeps the highest accepted number of each signed record in a file, so that an older record put back is refused.
 
     numbers = RecordNumbers(state / "numbers.json")
     numbers.accept(record, trusted, "table _all.rpi4")      # raises OldRecord
 
-Numbers belong to the key that signed them. With another key they start over: what the earlier one signed is refused.
+Numbers belong to the key that signed them. With another key they start over: records of the earlier key are refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MAX_BYTES = 16 << 20
 class _Highest(Strict, frozen=True, kw_only=True):
     number: Number
     digest: Digest
-    """Of what was signed with that number."""
+    """Digest of what was signed with that number."""
 
 
 class _Numbers(Strict, frozen=True, kw_only=True):
@@ -41,39 +41,39 @@ class _Numbers(Strict, frozen=True, kw_only=True):
     signer: Annotated[str, Meta(max_length=64)]
     """The Ed25519 public key, as hex."""
     unnumbered: bool
-    """Whether records of earlier versions, which have no number, are taken of keys that are not in `highest`."""
+    """Whether records of earlier versions, without a number, are accepted under keys that are not in `highest`."""
     highest: dict[str, _Highest]
     """By kind and key."""
 
 
 class _File(Strict, frozen=True, kw_only=True):
     digest: Digest
-    """Of the bytes of `numbers`."""
+    """Digest of the bytes of `numbers`."""
     numbers: msgspec.Raw
 
 
 class RecordNumbers:
-    """The numbers of one state directory. Several may share its file, within one thread, while their kinds differ."""
+    """The numbers of one state directory. Several objects may share its file in one thread, if their kinds differ."""
 
     def __init__(self, path: Path, on_damage: Callable[[FormatError], None] | None = None) -> None:
-        """A file that is damaged or gone is reported to `on_damage`, and started over with the numbers in use.
+        """A damaged or missing file is reported to `on_damage`, and started over with the numbers in use.
 
         From then on no record without a number is accepted.
         """
         self._path, self._on_damage = path, on_damage or _warn
         self._own: dict[str, _Highest] = {}
-        """What was accepted here: the disk may be full."""
+        """Numbers accepted by this object, in case the disk is full."""
         self._signer = ""
 
     def highest(self, name: str, signer: PublicKey) -> int:
-        """The number accepted last under a name (`Record.name`); 0 when there was none."""
+        """The last number accepted under a name (`Record.name`); 0 if there was none."""
         found = self._read(signer).highest.get(name)
         return 0 if found is None else found.number
 
     def accept(self, record: Record, signer: PublicKey, source: str) -> None:
         """Note the number of a record that this key has signed.
 
-        Raises OldRecord, and notes nothing, when a higher number was accepted, or the same one with other contents.
+        Raises OldRecord, and notes nothing, if a higher number was accepted, or the same one with other contents.
         """
         known = self._read(signer)
         before = known.highest.get(record.name)
@@ -90,7 +90,7 @@ class RecordNumbers:
         self._note(known, record)
 
     def in_use(self, record: Record, signer: PublicKey) -> None:
-        """A record that is in use was accepted, whatever the file says; where it has a number, the file was there."""
+        """Note a record in use: it was accepted, whatever the file says. If it has a number, the file once existed."""
         if record.number and not self._own and not self._path.exists():
             self._start_over(FormatError(f"{self._path}: is missing"))
         if record.number > self.highest(record.name, signer):
@@ -113,7 +113,7 @@ class RecordNumbers:
             _LOG.warning("%s: cannot be written (%s); a restart forgets which records are old", self._path, exc)
 
     def _read(self, signer: PublicKey) -> _Numbers:
-        """What is known of this signer."""
+        """What is known about this signer."""
         name = signer.key.hex()
         if name != self._signer:
             self._own, self._signer = {}, name

@@ -1,12 +1,12 @@
 """The sub-model: an encoder with some of its modules left out, compiled into the same bundle.
 
 A sub-model (`streamsplit.submodel/1`, JSON, at most 8 MiB) is the file `submodels/<name>.json` of a bundle, signed on
-its own like a table. It has blocks, cuts, targets and tables of its own, in a manifest like the bundle's; files of
+its own like a table. It has blocks, cuts, targets and tables of its own, in a manifest like the bundle's; files with
 equal weights are the same assets. Nothing makes or runs sub-models yet.
 
     small = SubModel.from_json(data, "submodels/small.json")
-    small.digest          # frames that it makes carry the first 8 bytes
-    small.assets()        # a device that has the bundle's lacks the others
+        small.digest          # its frames carry the first 8 bytes
+        small.assets()        # a device with the bundle lacks only those that the bundle does not have
 
 `SubModel.from_json(small.to_json(), ...) == small`.
 """
@@ -32,42 +32,42 @@ class Modules(Strict, frozen=True, kw_only=True):
     """Which of a layer's groups of channels or attention heads are kept."""
 
     layer: Name
-    """Of the whole encoder."""
+    """Name of the layer in the whole encoder."""
     groups: Annotated[int, Meta(ge=1, le=4096)]
     """How many the whole encoder has."""
     kept: Annotated[tuple[Annotated[int, Meta(ge=0, lt=4096)], ...], Meta(max_length=4096)]
-    """In order; none where the layer is skipped."""
+    """Indices in order; empty if the layer is skipped."""
 
 
 class CutAsset(Strict, frozen=True, kw_only=True):
-    """A file that belongs to a cut, rather than to a block."""
+    """A file that belongs to a cut rather than to a block."""
 
     cut: Name
     kind: Literal["bottleneck", "decoder", "coding", "exit"]
-    """`bottleneck` stands behind the prefix, `decoder` before the suffix, `coding` is a static table or a zstd
-    dictionary for what is shipped, and `exit` maps the activation to an embedding."""
+    """`bottleneck` comes after the prefix, `decoder` before the suffix, `coding` is a static table or a zstd dictionary
+    for what is shipped, and `exit` maps the activation to an embedding."""
     variant: Name | None
-    """Of compiled files, such as `onnx-fp32`; None for `coding`."""
+    """Variant of a compiled file, such as `onnx-fp32`; None for `coding`."""
     file: AssetRef
     bytes: Annotated[int, Meta(ge=1, le=MAX_ASSET_BYTES)]
     input: Name | None
-    """Of the file's graph; None for `coding`."""
+    """Input name of the file's graph; None for `coding`."""
     output: Name | None
     widths: Annotated[tuple[Annotated[int, Meta(ge=1, le=65535)], ...], Meta(max_length=64)]
-    """Channels that can be shipped, of all but exits; the narrowest first."""
+    """How many channels can be shipped, for all but exits; narrowest first."""
 
 
 class SubModel(Strict, frozen=True, kw_only=True):
-    """A whole sub-model. Building one that does not hold together raises BundleError naming the field."""
+    """A whole sub-model. Building an inconsistent one raises BundleError naming the field."""
 
     format: Literal["streamsplit.submodel/1"] = "streamsplit.submodel/1"
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}\Z")]
     """Unique in the bundle."""
     modules: Annotated[tuple[Modules, ...], Meta(min_length=1, max_length=4096)]
-    """Every layer that has groups. With the weights of the generation they give the suffix of each cut."""
+    """Every layer that has groups. Together with the generation's weights they determine the suffix of each cut."""
     embeds_like: Digest | None
-    """The model whose embeddings it gives as well (`model_id.model_digest`), so that heads of that one hold; None
-    for embeddings of its own."""
+    """The model whose embeddings it reproduces (`model_id.model_digest`), so that heads for that model fit; None if
+    it has embeddings of its own."""
     head: Digest | None
     """SHA-256 of the head file that was fitted to it."""
     cut_assets: Annotated[tuple[CutAsset, ...], Meta(max_length=4096)]
@@ -101,7 +101,7 @@ class SubModel(Strict, frozen=True, kw_only=True):
 
 
 def _problems(model: SubModel) -> Iterator[str]:
-    """What msgspec's types cannot say."""
+    """What msgspec's types cannot express."""
     if len({modules.layer for modules in model.modules}) != len(model.modules):
         yield "modules: a layer stands twice"
     for modules in model.modules:

@@ -1,13 +1,13 @@
 """The splitter table: which action to take in which state (docs/tables.md).
 
-A table (`streamsplit.table/2`, JSON, at most 64 KiB) has one row for each combination of state bins and in it
+A table (`streamsplit.table/2`, JSON, at most 64 KiB) has one row for each combination of state bins, and in each row
 one Q value for each action: a cut of the bundle in an encoding, or `local` (run everything, ship nothing). It also
 holds what it was trained on: each action's costs, the uplink, the reward and the limits.
 
     table = SplitterTable.from_json(data, "tables/rpi4.json")
     table.check_cuts([cut.name for cut in manifest.info.cuts])
 
-`SplitterTable.from_json(table.to_json(), ...) == table` where `q` is as `as_stored` gives it; tables of version 1 are
+`SplitterTable.from_json(table.to_json(), ...) == table` if `q` is as `as_stored` gives it; tables of version 1 are
 upgraded when they are read. runtime_edge.policy.splitter uses tables.
 """
 
@@ -48,7 +48,7 @@ StateName = Literal["uncertainty", "cpu", "bandwidth_mbps", "rtt_ms", "temperatu
 
 
 class StateAxis(Strict, frozen=True):
-    """A state variable in bins: bin i holds `edges[i-1] <= value < edges[i]`, one bin more than edges."""
+    """A state variable in bins: bin i holds `edges[i-1] <= value < edges[i]`, so there is one bin more than edges."""
 
     name: StateName
     edges: Annotated[tuple[float, ...], Meta(max_length=63)]
@@ -63,21 +63,21 @@ class Reward(Strict, frozen=True):
     t_max_ms: Annotated[float, Meta(gt=0, le=1e6)] = 200.0
     e_budget_mj: Annotated[float, Meta(gt=0, le=1e6)] = 100.0
     rho: Weight = 0.2
-    """Worth of a window the server can learn from, for each unit of uncertainty."""
+    """Worth of a window that the server can learn from, per unit of uncertainty."""
     phi: Annotated[float, Meta(ge=0, le=1)] | msgspec.UnsetType = msgspec.UNSET
-    """What the first answer counts, where an exit gives one: `A = phi A_first + (1 - phi) A_final`, `Lat` likewise."""
+    """How much the first answer counts, if an exit gives one: `A = phi A_first + (1 - phi) A_final`, `Lat` likewise."""
 
     @property
     def first_share(self) -> float:
-        """`phi`, or what it is where a table does not say."""
+        """`phi`, or its default if a table does not say."""
         return PHI if self.phi is msgspec.UNSET else self.phi
 
 
 class Limits(Strict, frozen=True):
-    """Caps that training keeps beside the reward; None is no cap. The prices are the multipliers that keep them."""
+    """Caps that training keeps besides the reward; None is no cap. The prices are the multipliers that enforce them."""
 
     mb_per_hour: Annotated[float, Meta(gt=0, le=1e9)] | None = None
-    """In any hour; the device holds itself to it (`Allowance`)."""
+    """In any hour; the device enforces it itself (`Allowance`)."""
     latency_p95_ms: Annotated[float, Meta(gt=0, le=1e6)] | None = None
     memory_mb: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     min_cut: Name | None = None
@@ -85,23 +85,23 @@ class Limits(Strict, frozen=True):
     price_per_kb: Weight = 0.0
     """Reward that 1000 bytes cost."""
     price_late: Weight = 0.0
-    """Reward that a window later than `latency_p95_ms` costs."""
+    """Reward that a window slower than `latency_p95_ms` costs."""
 
 
 class Allowance(NamedTuple):
-    """A cap on bytes in any hour as a token bucket. It begins full: BURST_SHARE of an hour may go at once."""
+    """A cap on bytes in any hour, as a token bucket. It begins full: BURST_SHARE of an hour may go at once."""
 
     size: float
     """Bytes it holds at most."""
     refill: float
-    """Bytes a window adds."""
+    """Bytes that each window adds."""
 
 
 BURST_SHARE = 1 / 12
 
 
 def allowance(limits: Limits, hop_s: float) -> Allowance:
-    """Bucket and refill together make at most the cap in an hour; infinite without one."""
+    """The bucket whose size and refill together allow at most the cap in an hour; infinite without a cap."""
     cap = math.inf if limits.mb_per_hour is None else limits.mb_per_hour * 1e6
     return Allowance(cap * BURST_SHARE, cap * (1 - BURST_SHARE) * hop_s / 3600)
 
@@ -112,7 +112,7 @@ def cut_position(action: str, cut_names: Sequence[str]) -> int:
 
 
 class _Common(Strict, frozen=True, kw_only=True):
-    """What both versions have in common."""
+    """The fields that both versions share."""
 
     target: Name
     encoder: Name
@@ -126,21 +126,21 @@ class _Common(Strict, frozen=True, kw_only=True):
     """Seconds from one window to the next."""
     state: Annotated[tuple[StateAxis, ...], Meta(min_length=1, max_length=6)]
     hysteresis: Weight
-    """Units of Q another cut must be better by before the device changes."""
+    """By how many units of Q another cut must be better before the device changes."""
     dead_band: Annotated[float, Meta(ge=0, le=0.5)]
     """A bin is left only when the value is past its edge by this share of the edge."""
     dwell: Annotated[int, Meta(ge=0, le=3600)]
-    """Windows a cut is kept at least, unless link or load have moved to another bin."""
+    """Minimum number of windows a cut is kept, unless link or load have moved to another bin."""
     probe_rate: Annotated[float, Meta(ge=0, le=0.2)]
     """Share of windows shipped at an earlier cut than chosen, so that early blocks learn."""
     costs_digest: Digest
-    """Of `costs` and `uplink`: the cost table it was trained on."""
+    """Digest of `costs` and `uplink`: the cost table it was trained on."""
     bundle: Digest
-    """Of the manifest it was trained for. Later generations with the same cuts take the table too."""
+    """Digest of the manifest it was trained for. Later generations with the same cuts accept the table too."""
     bundle_cuts: Digest
     """`cuts_digest` of the bundle's cut names."""
     metrics: Annotated[dict[Name, float], Meta(max_length=64)]
-    """On held-out traces."""
+    """Measured on held-out traces."""
 
 
 class _Version1(_Common, frozen=True, kw_only=True):
@@ -153,7 +153,7 @@ class _Version1(_Common, frozen=True, kw_only=True):
 
 
 class _Version2(_Common, frozen=True, kw_only=True):
-    """The file."""
+    """The file as it is written."""
 
     format: Literal["streamsplit.table/2"] = "streamsplit.table/2"
     costs: Annotated[tuple[ActionCosts, ...], Meta(min_length=1, max_length=256)]
@@ -162,7 +162,7 @@ class _Version2(_Common, frozen=True, kw_only=True):
     values: bytes
     """float32 (states,): Q of each row's best action."""
     q: bytes
-    """float16 (states, actions): Q less that of the row's best action, at most 0."""
+    """float16 (states, actions): Q minus that of the row's best action, at most 0."""
 
 
 class _AnyVersion(msgspec.Struct):
@@ -170,14 +170,14 @@ class _AnyVersion(msgspec.Struct):
 
 
 class SplitterTable(_Common, frozen=True, kw_only=True, dict=True):
-    """A whole table. Building one that does not hold together raises TableError naming the field."""
+    """A whole table. Building an inconsistent one raises TableError naming the field."""
 
     costs: tuple[ActionCosts, ...]
-    """The actions: cuts in cut order, then perhaps `local`."""
+    """The actions: cuts in cut order, then `local` if there is one."""
     ship: ShipThresholds | None = None
     """None: everything that an action ships is shipped."""
     upgraded_from: Digest | None = None
-    """The digest that it had as a table of version 1; corrections that devices learnt on that one still hold."""
+    """Its digest before it was upgraded from version 1; corrections that devices learnt on that table still hold."""
     q: tuple[tuple[float, ...], ...]
     """Q[row][action], in discounted reward; the last state variable changes fastest."""
 
@@ -187,7 +187,7 @@ class SplitterTable(_Common, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def policy(self) -> tuple[int, ...]:
-        """Best action of each row; of equals the first."""
+        """Best action of each row; the first if several are equal."""
         return tuple(values.index(max(values)) for values in self.q)
 
     @property
@@ -222,7 +222,7 @@ class SplitterTable(_Common, frozen=True, kw_only=True, dict=True):
             raise TableError(f"{source}: {exc}") from None
 
     def to_json(self) -> bytes:
-        """Canonical bytes, one action a line. Raises TableError when they or the actions are too many."""
+        """Canonical bytes, one action per line. Raises TableError if they, or the actions, are too many."""
         _check_few(self.costs)
         data = self._canonical()
         if len(data) > MAX_TABLE_BYTES:
@@ -248,7 +248,7 @@ class SplitterTable(_Common, frozen=True, kw_only=True, dict=True):
         return ("{" + ",\n ".join(lines) + "}\n").encode()
 
     def lookup(self, state: Mapping[str, float]) -> int:
-        """The row of a state; NaN falls into the last bin. Raises TableError when a variable is missing."""
+        """The row of a state; NaN falls into the last bin. Raises TableError if a variable is missing."""
         row = 0
         for axis in self.state:
             value = state.get(axis.name)
@@ -287,7 +287,7 @@ def _opened(file: _Version2) -> SplitterTable:
 
 
 def _upgraded(file: _Version1, data: bytes) -> SplitterTable:
-    """A table of version 1: its cuts in the encodings of the device's settings, and Q rounded."""
+    """A table of version 1, upgraded: its cuts get the encodings of the device's settings, and Q is rounded."""
     if file.costs_digest != costs_digest(file.costs, file.uplink):
         raise TableError("costs_digest: not that of costs and uplink")
     _check_rows(file)
@@ -316,12 +316,12 @@ def _check_few(costs: Sequence[ActionCosts]) -> None:
 
 
 def _rows(table: _Common) -> int:
-    """How many states there are."""
+    """The number of states."""
     return math.prod(len(axis.edges) + 1 for axis in table.state)
 
 
 def _check_rows(table: _Version1) -> None:
-    """Raise TableError unless `q` and `policy` have one row for each state, and the policy the best of its row."""
+    """Raise TableError unless `q` and `policy` have one row for each state, and `policy` the best action of it."""
     rows = _rows(table)
     if len(table.q) != rows or len(table.policy) != rows:
         raise TableError(f"q and policy: {len(table.q)} and {len(table.policy)} rows, but there are {rows} states")
@@ -333,7 +333,7 @@ def _check_rows(table: _Version1) -> None:
 
 
 def _problems(table: SplitterTable) -> Iterator[str]:
-    """What msgspec's types cannot say, in the order of the fields."""
+    """What msgspec's types cannot express, in the order of the fields."""
     yield from _action_problems(table)
     if table.ship is not None and table.ship.min_entropy >= table.ship.max_entropy:
         yield f"ship: min_entropy {table.ship.min_entropy} is not less than max_entropy {table.ship.max_entropy}"
@@ -346,7 +346,7 @@ def _problems(table: SplitterTable) -> Iterator[str]:
     for row, values in enumerate(table.q):
         if len(values) != len(table.costs):
             yield f"q[{row}]: {len(values)} numbers for {len(table.costs)} actions"
-        if not all(abs(value) <= 2 * MAX_Q for value in values):  # a difference may have been rounded beyond it
+        if not all(abs(value) <= 2 * MAX_Q for value in values):  # a difference may have been rounded beyond MAX_Q
             yield f"q[{row}]: not all finite and within {MAX_Q:g}"
 
 

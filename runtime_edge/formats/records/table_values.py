@@ -1,8 +1,8 @@
 """The Q values of a splitter table as its file holds them: float32 for a row's best action, float16 for the others.
 
 Q grows with the discount, to 20 and more, where float16 has steps of 0.016: as much as the margin by which one cut must
-be better than another. What an action is worth less than the best one of its row is small where it matters, and float16
-is finest there.
+be better than another. The difference between an action and the best one of its row is small where it matters, and
+there float16 is finest.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Rows = tuple[tuple[float, ...], ...]
 def as_stored(q: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Q (state, action) as a file holds it; rounding twice changes nothing.
 
-    A row's best value is rounded to 1/1024, another's difference to it to float16: by at most 2**-11 of itself. The
-    best action stays the best.
+    A row's best value is rounded to 1/1024, and each other value's difference from it to float16, by at most 2**-11 of
+    the difference. The best action stays the best.
 
-    Raises TableError for what is not finite or not within MAX_Q.
+    Raises TableError for values that are not finite or not within MAX_Q.
     """
     table = np.asarray(q, np.float64)
     if not (np.abs(table) <= MAX_Q).all():
@@ -40,7 +40,7 @@ def q_rows(q: npt.NDArray[np.float64]) -> Rows:
 
 
 def packed(q: npt.ArrayLike) -> tuple[bytes, bytes]:
-    """What a file holds of Q (state, action): float32 (states,), and float16 (states, actions) less than those.
+    """Q (state, action) as a file holds it: float32 (states,) and, relative to those, float16 (states, actions).
 
     Both are little-endian, in row-major order.
     """
@@ -49,7 +49,7 @@ def packed(q: npt.ArrayLike) -> tuple[bytes, bytes]:
 
 
 def unpacked(values: bytes, below: bytes, states: int, actions: int) -> npt.NDArray[np.float64]:
-    """Q (state, action) of what `packed` gave. Raises TableError naming the field."""
+    """The Q (state, action) that `packed` was given. Raises TableError naming the field."""
     best, less = _array("values", values, "<f4", (states,)), _array("q", below, "<f2", (states, actions))
     if not (less.max(1, initial=-1.0) == 0).all():
         raise TableError("q: the best action of a row is 0, and none is above it")
