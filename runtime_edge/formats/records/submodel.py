@@ -5,8 +5,8 @@ its own like a table. It has blocks, cuts, targets and tables of its own, in a m
 equal weights are the same assets. Nothing makes or runs sub-models yet.
 
     small = SubModel.from_json(data, "submodels/small.json")
-        small.digest          # its frames carry the first 8 bytes
-        small.assets()        # a device with the bundle lacks only those that the bundle does not have
+    small.digest          # its frames carry the first 8 bytes
+    small.assets()        # a device that has the bundle needs only those that the bundle lacks
 
 `SubModel.from_json(small.to_json(), ...) == small`.
 """
