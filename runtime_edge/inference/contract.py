@@ -15,7 +15,7 @@ Array = npt.NDArray[np.float32]
 
 
 class LoadedBlock(Protocol):
-    """A block bound to its input and output buffer."""
+    """A block bound to its input and output buffers."""
 
     def run(self) -> None:
         """Read the input buffer, write the output buffer."""
@@ -29,7 +29,7 @@ class Backend(Protocol):
     def load(self, data: bytes, info: VariantInfo, source: Array, result: Array, where: str) -> LoadedBlock:
         """Load a block and bind it to two C-contiguous float32 buffers.
 
-        Raises BackendError, before the runtime sees the bytes unless they are one graph of known operators.
+        Raises BackendError, before the runtime sees the bytes unless they are a graph of known operators.
         """
 
 
@@ -39,10 +39,10 @@ class RuntimeOptions:
 
     threads: int = 1
     providers: tuple[str, ...] = ("xnnpack", "cpu")
-    """What computes, preferred first: the first of them that the runtime has, and the processor for the rest."""
+    """Execution providers, preferred first: the first that the runtime has is used, and the CPU for the rest."""
 
 
 def check_shape(found: Any, expected: tuple[int, ...], where: str) -> None:
-    """Raise BackendError unless a block's declared shape is the manifest's."""
+    """Raise BackendError unless a block's declared shape is the one in the manifest."""
     if tuple(found) != expected:
         raise BackendError(f"{where}: the block declares shape {list(found)}, the manifest {list(expected)}")

@@ -1,4 +1,4 @@
-"""One opened bundle, ready to run windows and make frames. A hot-swap replaces the whole engine between windows."""
+"""An opened bundle, ready to run windows and make frames. A hot-swap replaces the whole engine between windows."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ ACTIVATION_ENCODINGS = ("int8", "float16", "float32")
 
 
 FirstAnswerer = Literal["exit", "device"]
-"""The exit at the cut, or the whole encoder here."""
+"""The exit at the cut, or the whole encoder on the device."""
 
 
 class FirstAnswer(msgspec.Struct, frozen=True):
-    """What the device makes of a window before its frame is written, and what its memory says of that."""
+    """The device's own answer for a window, before its frame is written, and how its memory judges that answer."""
 
     by: FirstAnswerer
     embedding: Embedding
@@ -38,24 +38,24 @@ class FirstAnswer(msgspec.Struct, frozen=True):
     novelty: float
     """Squared distance to what the memory knows, as a share of that between two windows."""
     ships: bool
-    """Whether a frame is worth sending all the same."""
+    """Whether a frame is worth sending nevertheless."""
 
 
 Judge = Callable[[Embedding], FirstAnswer]
 
 
 class PrefixResult(msgspec.Struct, frozen=True):
-    """What running a window up to a cut gave."""
+    """The result of running a window up to a cut."""
 
     frame: bytes
-    """Empty where the first answer says that it is not worth sending."""
+    """Empty if the first answer shows that the window is not worth sending."""
     encoding: str
     embedding: Embedding | None
-    """When the whole encoder ran."""
+    """Present if the whole encoder ran."""
     prefix_ms: float
     encode_ms: float
     first: FirstAnswer | None = None
-    """Where the device has answered first."""
+    """Present if the device answered first."""
     first_ms: float = 0.0
 
 
@@ -72,10 +72,10 @@ class Engine:
         previous: Engine | None = None,
         stream: AudioStreamEncoder | None = None,
     ) -> None:
-        """Raises BundleError, BackendError, or UsageError for an encoding the cuts do not have.
+        """Raises BundleError, BackendError, or UsageError for an encoding that the cuts do not have.
 
-        With `previous`, an engine used by the same thread, blocks that have not changed are not loaded again. With
-        `stream` the waveform is shipped as one: what is new in each window.
+        With `previous`, an engine used by the same thread, unchanged blocks are not loaded again. With `stream` the
+        waveform is shipped as a stream: only what is new in each window.
         """
         if encoding not in ACTIVATION_ENCODINGS:
             raise UsageError(f"encoding {encoding!r}: expected one of {', '.join(ACTIVATION_ENCODINGS)}")
@@ -98,13 +98,13 @@ class Engine:
         self._stream = stream
 
     def restart_stream(self) -> None:
-        """The server cannot decode the audio stream any further: start a new one with the next window."""
+        """Start a new audio stream with the next window, because the server cannot decode this one any further."""
         if self._stream is not None:
             self._stream.restart()
 
     @property
     def last_cut(self) -> int:
-        """The cut behind the whole encoder."""
+        """Index of the cut after the whole encoder."""
         return self.prefix.last_cut
 
     def ready(self) -> float:
@@ -124,13 +124,13 @@ class Engine:
         answerer: FirstAnswerer | None = None,
         judge: Judge | None = None,
     ) -> PrefixResult:
-        """Run one window (samples,) up to `cut` and frame its activation; with `finish` go on to the embedding.
+        """Run one window (samples,) up to `cut` and frame its activation; with `finish` also compute the embedding.
 
-        With a `width` so many channels of the cut's bottleneck are framed instead. An `answerer` answers first, and
-        `judge` makes its answer of an embedding: the frame then says the uncertainty of this window rather than the
-        one that is given, and there is none if it is not worth sending.
+        With a `width`, that many channels of the cut's bottleneck are framed instead. An `answerer` answers first, and
+        `judge` turns its embedding into a first answer: the frame then states this window's uncertainty instead of the
+        given one, and there is no frame if the window is not worth sending.
 
-        The device cannot continue where the memory limit has no room for the blocks behind the cut.
+        The device cannot continue if the memory limit leaves no room for the blocks after the cut.
         """
         started = time.perf_counter()
         self.prefix.start(samples)
@@ -164,10 +164,10 @@ class Engine:
         return PrefixResult(frame, encoding, embedding, *times, first, (answered - ran) * 1e3)
 
     def _whole(self) -> Embedding:
-        """The embedding (d,) of the window that was run, by the remaining blocks."""
+        """The embedding (d,) of the window that was run, from the remaining blocks."""
         embedding: Embedding = self.prefix.advance(self.last_cut)[0].copy()
         return embedding
 
     def embed(self, samples: npt.NDArray[np.float32]) -> Embedding | None:
-        """Embedding (d,) of one window (samples,); None where the memory limit has no room for the whole encoder."""
+        """Embedding (d,) of one window (samples,); None if the memory limit leaves no room for the whole encoder."""
         return self.prefix.embed(samples) if self.prefix.fits(self.last_cut) else None

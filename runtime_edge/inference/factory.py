@@ -1,4 +1,4 @@
-"""The inference runtime for a format; only the one that is asked for is imported."""
+"""The inference runtime for a format; only the one asked for is imported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def open_backend(format_name: str, options: RuntimeOptions) -> Backend:
 
 
 def providers_here(format_name: str) -> tuple[str, ...]:
-    """What the installed runtime for a format can compute with. Raises MissingExtra."""
+    """The execution providers of the installed runtime for a format. Raises MissingExtra."""
     if format_name == "onnx":
         from runtime_edge.inference.onnx_backend import available_providers
 

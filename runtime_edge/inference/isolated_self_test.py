@@ -1,8 +1,8 @@
 """The self-test of a new bundle in a process of its own, with bounds on memory and time.
 
 A graph of known operators can still ask for more memory than the machine has, run for hours, or crash the runtime. Here
-that ends the child and not the device. The child gives way to everything else: it has a low priority, and where memory
-runs out the kernel ends it first.
+that ends the child process, not the device. The child yields to everything else: it has a low priority, and if memory
+runs out, the kernel ends it first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from runtime_edge.inference.cut_assets.loaded import self_test
 from runtime_edge.inference.prefix import Prefix
 
 TIMEOUT_S = 300.0
-"""For a Raspberry Pi that does something else at the same time; the shipped encoders need seconds."""
+"""Enough for a busy Raspberry Pi; the shipped encoders need seconds."""
 BASE_BYTES = 512 << 20
 """What a child may hold besides its blocks and activations: interpreter, libraries, workspaces."""
 _COPIES = 8
@@ -32,7 +32,7 @@ _STDERR_BYTES = 4096
 
 
 def memory_bound(bundle: Bundle, variant: str) -> int:
-    """The most that a self-test may hold, bytes: the same on every machine, from what the manifest promises."""
+    """The most memory that a self-test may hold, bytes: derived from the manifest, so the same on every machine."""
     info = bundle.manifest.info
     files = sum(size for _, size in bundle.manifest.device_files(variant).values())
     activations = sum(4 * cut.values for cut in info.cuts)
@@ -50,8 +50,8 @@ async def self_test_in_child(
 ) -> None:
     """Load and self-test a bundle in a child process of at most `memory_bytes` of data (`memory_bound` unless given).
 
-    `memory_limit_mb` is what the blocks that are loaded at a time keep within, as for `Prefix`. Raises SelfTestError
-    when the bundle fails or goes beyond a bound, SscError when the child was killed from outside.
+    `memory_limit_mb` bounds the blocks loaded at a time, as for `Prefix`. Raises SelfTestError if the bundle fails or
+    exceeds a bound, SscError if the child was killed from outside.
     """
     limit = memory_bound(bundle, variant) if memory_bytes is None else memory_bytes
     command = [
@@ -72,7 +72,7 @@ async def self_test_in_child(
                 await child.wait()
         errors.seek(max(0, errors.seek(0, os.SEEK_END) - _STDERR_BYTES))
         said = errors.read().decode(errors="replace").strip().splitlines()
-    if code == -signal.SIGKILL:  # the kernel's doing, or an operator's: it may pass at another time
+    if code == -signal.SIGKILL:  # by the kernel or an operator: it may pass at another time
         raise SscError(f"{bundle.path}: the self-test was killed; the machine may be short of memory")
     if code < 0:
         raise SelfTestError(f"{bundle.path}: the self-test crashed the runtime (signal {-code})")
@@ -82,7 +82,7 @@ async def self_test_in_child(
 
 
 def main(arguments: list[str]) -> None:
-    """What the child does; ends the process with an error where the bundle fails."""
+    """The child process; ends with an error if the bundle fails."""
     path, digest, variant, threads, providers, memory_limit_mb, memory_bytes, seconds = arguments
     _bound(int(memory_bytes), int(seconds))
     bundle = open_bundle(Path(path))
@@ -96,12 +96,12 @@ def main(arguments: list[str]) -> None:
 
 
 def _bound(memory_bytes: int, seconds: int) -> None:
-    """Bound this process; where the system has no such bounds the parent's timeout is left."""
+    """Limit this process; on a system without such limits only the parent's timeout remains."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        # Of processor time: a child whose parent is gone ends, too.
+        # A limit on processor time, so that a child whose parent is gone ends, too.
         cores = os.cpu_count() or 1
         resource.setrlimit(resource.RLIMIT_CPU, (seconds * cores, seconds * cores))
         # Not RLIMIT_AS, which counts the addresses that threads reserve and never use.

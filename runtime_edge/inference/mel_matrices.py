@@ -17,13 +17,13 @@ _SLANEY_LOG = math.log(6.4) / 27  # ln(Hz) per mel above
 
 
 def hann(info: LogMelInfo) -> FloatArray:
-    """(win_length,)."""
+    """The Hann window: (win_length,)."""
     period = info.win_length if info.window == "periodic" else info.win_length - 1
     return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(info.win_length) / period))
 
 
 def mel_bank(info: LogMelInfo, sample_rate: int) -> FloatArray:
-    """Triangles straight in Hz, or for `kaldi` in mel: (n_mels, n_fft // 2 + 1)."""
+    """The mel filter bank, triangles straight in Hz, or in mel for `kaldi`: (n_mels, n_fft // 2 + 1)."""
     axis = np.arange(info.n_fft // 2 + 1, dtype=np.float64) * (sample_rate * info.upsample / info.n_fft)
     low, high = _to_mel(np.array([info.f_min, info.f_max]), info.mel_scale)
     edges = np.linspace(low, high, info.n_mels + 2, dtype=np.float64)
@@ -38,14 +38,14 @@ def mel_bank(info: LogMelInfo, sample_rate: int) -> FloatArray:
 
 
 def interpolation(factor: int, step: int, emphasis: float = 0.0) -> FloatArray:
-    """What `step` input samples and `HALF_TAPS` on both sides make: (step + 2 * HALF_TAPS, step * factor).
+    """What `step` input samples, with `HALF_TAPS` on either side, produce: (step + 2 * HALF_TAPS, step * factor).
 
-    Every `factor`-th value is an input sample; those between come from a windowed sinc. Pre-emphasis takes `emphasis`
-    times the value before; the values then begin with the second, the first that has one before it.
+    Every `factor`-th value is an input sample; those between come from a windowed sinc. Pre-emphasis subtracts
+    `emphasis` times the previous value, so the values then begin with the second one, the first that has a predecessor.
     """
     distance = np.arange(-HALF_TAPS + 1, HALF_TAPS + 1) - np.arange(factor)[:, None] / factor
     taps = np.sinc(distance) * np.i0(_KAISER_BETA * np.sqrt(1 - (distance / HALF_TAPS) ** 2))
-    taps = (taps / taps.sum(axis=1, keepdims=True)).round(15)  # a sinc at a whole number is 0, but not in float64
+    taps = (taps / taps.sum(axis=1, keepdims=True)).round(15)  # sinc at a whole number is 0, but not exactly in float64
     width = step + 2 * HALF_TAPS
     rows = [np.pad(taps, ((0, 0), (start + 1, step - start)))[:, :width] for start in range(step + 1)]
     values = np.concatenate(rows)

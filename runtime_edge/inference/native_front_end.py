@@ -1,8 +1,8 @@
 """A log-mel front end by FFT, which computes only what is new in a window that overlaps the one before.
 
 It replaces the block that computes the same image in the graph, once `prove` has shown that both agree. Frames
-are kept only where the overlapping samples are the same to the bit, so gaps, other files and repeated windows need no
-care; frames that a window's ends reach into are computed anew.
+are reused only if the overlapping samples are bit-identical, so gaps, other files and repeated windows need no
+special care; frames that reach past a window's ends are computed again.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from runtime_edge.inference.contract import Array, LoadedBlock
 from runtime_edge.inference.mel_matrices import hann, interpolation, mel_bank
 
 TOLERANCE = 1e-4
-"""How far an image may be from the graph's, in its own unit, at every value."""
+"""Largest difference from the graph's image at any value, in the image's own unit."""
 _AT_ONCE = 64
-"""Frames of one FFT call: what it works on stays in the caches, and its products are too small for BLAS's threads."""
+"""Frames per FFT call: so few that its data stays in the caches and its products are too small for BLAS's threads."""
 _GROUPS = 8
 _STEP = 32
 """Input samples of one row of the interpolation, and rows of one product."""
 _INTO = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
-"""Whether numpy's FFT takes an array to write to."""
+"""Whether numpy's FFT accepts an output array."""
 
 
 class NativeFrontEnd:
-    """Bound to the buffers of the window (1, samples) and of the image (1, 1, mels, frames), as a block is."""
+    """Bound, like a block, to the buffers of the window (1, samples) and of the image (1, 1, mels, frames)."""
 
     def __init__(self, front_end: FrontEndInfo, source: Array, result: Array) -> None:
-        """Raises BackendError for a front end that is not described."""
+        """Raises BackendError if the bundle does not describe its front end."""
         info = front_end.log_mel
         if info is None:
             raise BackendError("this bundle does not describe its front end")
@@ -70,14 +70,14 @@ class NativeFrontEnd:
         self._known = True
 
     def _follows(self, window: npt.NDArray[np.float32]) -> bool:
-        """Whether it begins with what the window before ended with."""
+        """Whether the window begins with what the previous one ended with."""
         return self._known and bool(np.array_equal(self._window[self._hop :], window[: -self._hop]))
 
 
 def prove(graph: LoadedBlock, native: LoadedBlock, source: Array, result: Array, hop_samples: int) -> float:
     """The largest difference between the two images of noise, whispers and silence, some of them overlapping.
 
-    Both blocks are bound to these buffers. Infinite where one of them makes values that are not finite.
+    Both blocks are bound to these buffers. Infinite if one of them gives values that are not finite.
     """
     samples = source.shape[1]
     noise = np.random.default_rng(0).normal(0.0, 0.05, samples + 2 * hop_samples).astype(np.float32)
@@ -95,7 +95,7 @@ def prove(graph: LoadedBlock, native: LoadedBlock, source: Array, result: Array,
 
 
 class _Signal:
-    """What frames are cut from: the window at the raised rate, pre-emphasised, with reflected ends."""
+    """The signal that frames are cut from: the window at the raised rate, pre-emphasised, with reflected ends."""
 
     def __init__(self, info: LogMelInfo, samples: int, frames: int) -> None:
         self._info, self._samples = info, samples
@@ -105,7 +105,7 @@ class _Signal:
         size = info.left + max(self._length + info.right, steps * _STEP * info.upsample)
         self._signal = np.zeros(size, np.float32)
         self.frames = _overlapping(self._signal, frames, info.win_length, info.hop_length)
-        """(frames, win_length), of which those that were computed last are right."""
+        """(frames, win_length); only the rows computed last are valid."""
         if steps:
             matrix = interpolation(info.upsample, _STEP, self._emphasis)
             self._matrix = matrix.astype(np.float32)
@@ -114,7 +114,7 @@ class _Signal:
             self._raised = self._signal[info.left : info.left + steps * _STEP * info.upsample].reshape(steps, -1)
 
     def compute(self, window: npt.NDArray[np.float32], frames: Span) -> None:
-        """What these frames look at."""
+        """Compute the part of the signal that these frames cover."""
         info, signal = self._info, self._signal
         first = frames[0] * info.hop_length - info.left
         last = (frames[1] - 1) * info.hop_length + info.win_length - info.left
@@ -147,7 +147,7 @@ class _Signal:
 
 
 class _Spectrum:
-    """From frames to logarithms of bands."""
+    """Turns frames into logarithms of bands."""
 
     def __init__(self, info: LogMelInfo, sample_rate: int) -> None:
         self._info = info
@@ -166,7 +166,7 @@ class _Spectrum:
             done += len(rows)
 
     def bands(self, parts: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-        """(frames, mels) of at most `_AT_ONCE` frames (frames, win_length); valid until the next call."""
+        """(frames, mels) from at most `_AT_ONCE` frames (frames, win_length); valid until the next call."""
         info, count = self._info, 0
         for frames in parts:
             cut = self._cut[count : count + len(frames), : info.win_length]
@@ -187,7 +187,7 @@ class _Spectrum:
         return bands
 
     def _levelled(self, frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Without their means, and pre-emphasised by themselves, where the front end does that."""
+        """The frames without their means, and each pre-emphasised on its own, if the front end asks for that."""
         info = self._info
         if info.remove_dc:
             frames = frames - frames.mean(axis=1, keepdims=True)
@@ -197,7 +197,7 @@ class _Spectrum:
         return frames
 
     def _power_of(self, count: int) -> npt.NDArray[np.float32]:
-        """Spectrum of the first frames that were cut: (count, bins)."""
+        """Spectrum of the first `count` frames: (count, bins)."""
         spectrum, power = self._spectrum[:count], self._power[:count]
         if _INTO:
             np.fft.rfft(self._cut[:count], axis=1, out=spectrum)  # type: ignore[arg-type]  # numpy knows complex128 alone
@@ -210,7 +210,7 @@ class _Spectrum:
 
 
 def _overlapping(signal: npt.NDArray[np.float32], rows: int, length: int, step: int) -> npt.NDArray[np.float32]:
-    """A view (rows, length) of stretches that begin `step` values after each other."""
+    """A view (rows, length) of stretches that begin `step` values apart."""
     return np.lib.stride_tricks.sliding_window_view(signal, length)[: (rows - 1) * step + 1 : step]
 
 

@@ -27,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class OnnxBackend:
-    """onnxruntime without spinning threads. Its arena stays on: off, MobileNetV3-Small held 80 MB as well as on."""
+    """onnxruntime without spinning threads. Its arena stays on: MobileNetV3-Small held 80 MB with it and without it."""
 
     name = f"onnxruntime {onnxruntime.__version__}"
 
@@ -36,11 +36,11 @@ class OnnxBackend:
         session.intra_op_num_threads = options.threads
         session.inter_op_num_threads = 1
         session.log_severity_level = _ERRORS_ONLY
-        # Spinning threads burn a small device's battery and its other processes' time.
+        # Spinning threads waste a small device's battery and the time of its other processes.
         session.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Without it int8 sums saturate on x86 processors that have no VNNI, and a block gives something else there.
+        # Without this, int8 sums saturate on x86 processors that lack VNNI, and a block gives a different result there.
         session.add_session_config_entry("session.x64quantprecision", "1")
-        # What was checked is what is read: the bytes decide otherwise between ONNX and a format of the runtime's own.
+        # Read what was checked: otherwise the bytes decide between ONNX and the runtime's own format.
         session.add_session_config_entry("session.load_model_format", "ONNX")
         self._options = session
         self._providers = choose_providers(options, onnxruntime.get_available_providers())
@@ -68,13 +68,13 @@ class OnnxBackend:
 
 
 def available_providers() -> tuple[str, ...]:
-    """The known providers that this onnxruntime has."""
+    """The known execution providers that this onnxruntime has."""
     found = onnxruntime.get_available_providers()
     return tuple(name for name, provider in _PROVIDERS.items() if provider in found)
 
 
 def choose_providers(options: RuntimeOptions, available: list[str]) -> list[Any]:
-    """Arguments of onnxruntime for the first of the wanted providers that is available, and the CPU for the rest."""
+    """Arguments of onnxruntime for the first wanted provider that is available, and the CPU for the rest."""
     wanted = [name for name in options.providers if _PROVIDERS.get(name) in available]
     first = wanted[0] if wanted else "cpu"
     if first != options.providers[0]:

@@ -20,29 +20,29 @@ from runtime_edge.system import rss_mb
 _LOG = logging.getLogger(__name__)
 _LATELY_WINDOWS = 64
 _FIRST_GUESS = 2.0
-"""Resident bytes of a loaded block for each byte of its file, until it has been loaded and measured."""
+"""Assumed resident bytes of a loaded block per byte of its file, until it has been loaded and measured."""
 
 
 class Prefix:
     """The encoder as a chain of blocks. `start` takes a window, `advance` runs up to a cut.
 
     Blocks are loaded when a cut first needs them and stay loaded, so that switching cuts costs nothing. With a memory
-    limit those that have not been needed for longest, the deepest first, are unloaded to make room, and all that have
-    not been needed for 64 windows while the process is above it.
+    limit, the blocks unused for longest (of these, the deepest first) are unloaded to make room; and while the process
+    is above the limit, so are all that have not been used for 64 windows.
 
     Args:
         bundle: where the blocks come from.
         variant: which compiled files.
         options: how they are run.
-        memory_limit_mb: resident memory of the process to stay under, MB (1e6 bytes); loading a block may go beyond
-            it for a moment.
-        previous: a prefix used by the same thread; blocks that are the same file are not loaded again.
-        native: whether a front end that the bundle describes may run as an FFT of this process's own, which computes
-            only what is new in a window, once it has been proved equal to the block that it takes the place of.
+        memory_limit_mb: resident memory of the process to stay under, MB (1e6 bytes); loading a block may exceed it
+        for a moment.
+        previous: a prefix used by the same thread; blocks with the same file are not loaded again.
+        native: whether a front end that the bundle describes may run as this process's own FFT, which computes only
+        what is new in a window, once it has been proved equal to the block it replaces.
 
     Raises:
         BundleError: the bundle has no such variant.
-        BackendError, MissingExtra: its runtime is not there.
+        BackendError, MissingExtra: its runtime is not installed.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class Prefix:
 
     @property
     def last_cut(self) -> int:
-        """Index of the cut behind the whole encoder."""
+        """Index of the cut after the whole encoder."""
         return len(self._files)
 
     @property
     def front_end(self) -> str:
-        """What computes the front end: `fft`, or `graph` where the first block does, or until it is loaded."""
+        """What computes the front end: `fft`, or `graph` if the first block does, or if it is not loaded yet."""
         return "fft" if isinstance(self._blocks[0], NativeFrontEnd) else "graph"
 
     @property
@@ -118,14 +118,12 @@ class Prefix:
         return self.buffers[cut]
 
     def resume(self, cut: int, activation: Array) -> None:
-        """Go on from an activation of the cut's shape, as if the blocks before it had run; for what a server has."""
+        """Continue from an activation of the cut's shape, as if the blocks before had run; a server does this."""
         self.buffers[cut][...] = activation
         self._done = cut
 
     def fits(self, cut: int) -> bool:
-        """Whether the blocks up to `cut` are here, and running them keeps within the memory limit without loading
-        blocks over and over.
-        """
+        """Whether the blocks up to `cut` are here and fit into the memory limit without repeated loading."""
         missing = [index for index in self.missing if index < cut]
         if not missing:
             return True
@@ -143,7 +141,7 @@ class Prefix:
         return embedding
 
     def load_all(self, progress: Callable[[int], None] = lambda index: None) -> None:
-        """Load every block now rather than at its first use."""
+        """Load every block now instead of at its first use."""
         for index, block in enumerate(self._blocks):
             if block is None:
                 self.load(index)
@@ -152,7 +150,7 @@ class Prefix:
     def self_test(self) -> float:
         """Embed the self-test chirp and compare with the bundle; returns the largest error. Raises SelfTestError.
 
-        Where only the first blocks are here, they have to run, and to give numbers.
+        If only the first blocks are here, they only have to run and to give finite numbers.
         """
         info = self.bundle.manifest.info
         chirp = self_test_waveform(info.front_end.window_samples, info.front_end.sample_rate)
@@ -177,7 +175,7 @@ class Prefix:
         return error
 
     def load(self, index: int) -> LoadedBlock:
-        """Load one block. Without a memory limit several may be loaded side by side."""
+        """Load one block. Without a memory limit several may be loaded in parallel."""
         if self._limit_mb is not None:
             self._make_room(self._resident_mb[index], keep=index)
         before_mb = rss_mb()
@@ -194,7 +192,7 @@ class Prefix:
         return block
 
     def compare_front_end(self, front_end: FrontEndInfo) -> float:
-        """How far the image of a described front end is from what the first block makes."""
+        """How far the image of a described front end is from what the first block computes."""
         return self._compared(self._blocks[0] or self.load(0), front_end)[1]
 
     def _compared(self, graph: LoadedBlock, front_end: FrontEndInfo) -> tuple[LoadedBlock, float]:
@@ -205,7 +203,7 @@ class Prefix:
         return native, difference
 
     def _proved(self, graph: LoadedBlock) -> LoadedBlock:
-        """The front end's FFT where it makes the image that its block makes, else the block."""
+        """The front end's FFT if it computes the same image as its block, else the block."""
         native, difference = self._compared(graph, self.bundle.manifest.info.front_end)
         if difference <= TOLERANCE:
             _LOG.info("front end: an FFT of new frames, equal to the graph's to %.1e", difference)
@@ -217,7 +215,7 @@ class Prefix:
         return graph
 
     def _make_room(self, needed_mb: float, keep: int | None = None, unused_since: int | None = None) -> None:
-        """Unload blocks, those first that were not needed for longest and of these the deepest."""
+        """Unload blocks: those unused for longest first, and of these the deepest."""
         assert self._limit_mb is not None
         loaded = [index for index, block in enumerate(self._blocks) if block is not None and index != keep]
         for index in sorted(loaded, key=lambda index: (self._used[index], -index)):
@@ -242,7 +240,7 @@ class Prefix:
                 self._resident_mb[index] = previous._resident_mb[index]
 
     def _same_front_end(self, previous: Prefix) -> bool:
-        """Whether what an earlier prefix runs in the first block's place may run here, too."""
+        """Whether what an earlier prefix runs instead of the first block may run here too."""
         ends = [prefix.bundle.manifest.info.front_end for prefix in (self, previous)]
         wanted = [prefix._native for prefix in (self, previous)]
         return wanted[0] == wanted[1] and (not wanted[0] or ends[0] == ends[1])

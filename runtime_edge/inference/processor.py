@@ -1,4 +1,4 @@
-"""Which processor this is, and whether it is a target's."""
+"""Which processor this is, and whether it belongs to a target."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _TARGETS = {
     "m2": (r"Apple.*\bM2\b", _ARM),
     "x86-64": (r"", ("x86_64", "AMD64")),
 }
-"""What the board or processor of each target that comes with the package is called, and its architectures."""
+"""Names and architectures of the board or processor of each target that comes with the package."""
 
 
 def processor(proc: Path = PROC) -> str:
-    """What the board says it is, else what the processor does; empty where neither says anything."""
+    """The board's name for itself, else the processor's; empty if neither gives one."""
     for name, wanted in (("device-tree/model", r"([^\0\n]+)"), ("cpuinfo", r"(?m)^model name\s*:\s*(.+)$")):
         try:
             found = re.search(wanted, (proc / name).read_text(errors="replace"))
@@ -32,7 +32,7 @@ def processor(proc: Path = PROC) -> str:
 
 
 def is_target(target: str, name: str, architecture: str) -> bool:
-    """Whether a processor of this name and architecture may be a target's; of a user's own target nothing is known."""
+    """Whether a processor of this name and architecture may be a target's; True for a user's own target."""
     if target not in _TARGETS:
         return True
     called, architectures = _TARGETS[target]

@@ -2,7 +2,7 @@
 
 profile = measure_profile(open_bundle(Path("bundle/")), "rpi4")
 Path("profile.json").write_bytes(profile.to_json())
-read_profile(Path("device.json"))                   # of `ssc bench device`, which measures more
+read_profile(Path("device.json"))                   # from `ssc bench device`, which measures more
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from runtime_edge.system import rss_mb
 MAX_PROFILE_BYTES = 1 << 20
 _WARM_UP = 5
 _STREAM_WINDOWS = 32
-"""Of noise, before it begins again: at that place a window follows on none."""
+"""Windows of noise before it starts over: the first one then does not continue another."""
 
 
 class Profile(Strict, frozen=True, kw_only=True):
@@ -51,14 +51,15 @@ class Profile(Strict, frozen=True, kw_only=True):
     threads: Annotated[int, Meta(ge=1)]
     memory_mb: float
     block_mj: list[Millijoules] | None = None
-    """Above idle, by a meter; None where nothing counted it."""
+    """Energy above idle, by a meter; None if there was none."""
     machine: dict[str, str]
-    """Where it was measured: "system", "architecture", "processor", "python", "runtime", and what computed the front
-    end there, "fft" or "graph"."""
+    """Where it was measured: "system", "architecture", "processor", "python", "runtime", and "front_end": what
+    computed the front end there, "fft" or "graph".
+    """
 
     @property
     def elsewhere(self) -> str:
-        """The processor it was measured on where that is not the target's; empty when it is, or may be."""
+        """The processor it was measured on if that is not the target's; empty if it is, or may be."""
         architecture, name = self.machine.get("architecture", ""), self.machine.get("processor", "")
         if not architecture or is_target(self.target, name, architecture):
             return ""
@@ -80,7 +81,7 @@ class Profile(Strict, frozen=True, kw_only=True):
 
 
 def measured_python_ms(path: Path) -> float | None:
-    """How fast plain Python is on the device that a file is of, ms; None where the file does not say.
+    """How fast plain Python is on the device that a file describes, ms; None if the file does not say.
 
     Raises FormatError.
     """
@@ -95,7 +96,7 @@ class _AnyKind(msgspec.Struct):
 
 
 def read_profile(path: Path, variant: str | None = None) -> Profile:
-    """What `ssc profile` or `ssc bench device` wrote; of the latter the fastest way to run, or that of one variant.
+    """What `ssc profile` or `ssc bench device` wrote; from the latter the fastest run, or that of the given variant.
 
     Raises FormatError naming file and field, UsageError for a variant that was not measured.
     """
@@ -123,7 +124,7 @@ def read_profile(path: Path, variant: str | None = None) -> Profile:
 
 
 def noise_windows(front_end: FrontEndInfo) -> Iterator[Array]:
-    """Windows of noise, overlapping as they do on a device, without end."""
+    """An endless stream of noise windows, overlapping as on a device."""
     samples, hop = front_end.window_samples, front_end.hop_samples
     noise = np.random.default_rng(0).normal(0, 0.1, samples + (_STREAM_WINDOWS - 1) * hop).astype(np.float32)
     for window in itertools.cycle(range(_STREAM_WINDOWS)):
@@ -133,7 +134,7 @@ def noise_windows(front_end: FrontEndInfo) -> Iterator[Array]:
 def block_times(
     prefix: Prefix, windows: Iterator[Array], runs: int, progress: Callable[[int], None] = lambda run: None
 ) -> npt.NDArray[np.float64]:
-    """(runs, blocks) milliseconds of each block, behind some windows that warm it up. Raises BackendError."""
+    """(runs, blocks) milliseconds of each block, after some warm-up windows. Raises BackendError."""
     times = np.zeros((runs, prefix.last_cut))
     for run in range(-_WARM_UP, runs):
         prefix.start(next(windows))
@@ -154,9 +155,9 @@ def measure_profile(
     runs: int = 50,
     progress: Callable[[int], None] = lambda run: None,
 ) -> Profile:
-    """Run the whole chain `runs` times on noise, as a device does, and time every block.
+    """Run the whole chain `runs` times on noise, as a device would, and time every block.
 
-    The windows overlap as they do there. Raises BundleError or BackendError.
+    The windows overlap as on a device. Raises BundleError or BackendError.
     """
     info = bundle.manifest.info
     prefix = Prefix(bundle, variant, RuntimeOptions(threads), native=True)

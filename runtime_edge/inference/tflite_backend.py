@@ -1,4 +1,4 @@
-"""TFLite blocks on ai-edge-litert, or on tflite-runtime where that is installed. The one file that imports them."""
+"""TFLite blocks on ai-edge-litert, or on tflite-runtime if that is installed. The one file that imports them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ except ImportError:
 
 
 class TfliteBackend:
-    """The TFLite interpreter on the CPU, with XNNPACK unless the options leave it out."""
+    """The TFLite interpreter on the CPU, with XNNPACK unless the options exclude it."""
 
     name = f"{package.__name__.replace('_', '-')} {getattr(package, '__version__', '')}".rstrip()
 
@@ -40,7 +40,7 @@ class TfliteBackend:
         """See `Backend.load`."""
         check_tflite(data, where)
         try:
-            # XNNPACK says on stderr that it is there, the first time.
+            # XNNPACK announces itself on stderr the first time.
             with contextlib.nullcontext() if self._announced else _stderr_closed():
                 interpreter = Interpreter(
                     model_content=data, num_threads=self._threads, experimental_op_resolver_type=self._resolver

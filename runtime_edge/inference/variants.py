@@ -1,6 +1,6 @@
 """Which of a bundle's compiled files a device runs, and how: from the bundle, the target and what is installed.
 
-variant = choose_variant(manifest, "auto", "rpi4")       # onnx-fp32, or tflite-fp32 where that is what can run
+variant = choose_variant(manifest, "auto", "rpi4")       # onnx-fp32, or tflite-fp32 if only that can run
 options = runtime_options(manifest, "rpi4", threads=None)
 """
 
@@ -19,10 +19,10 @@ _EXTRAS = {"onnx": ("onnxruntime", "edge"), "tflite": ("ai-edge-litert", "edge-t
 
 
 def choose_variant(manifest: Manifest, wanted: str = AUTO, target: str | None = None) -> str:
-    """The variant `wanted`, or with `auto` the one of the target, if its runtime is installed, or the next best.
+    """The variant `wanted`; with `auto` the target's variant if its runtime is installed, or else the next best.
 
-    Next best is the target's precision in another format, then float32. Raises BundleError when the bundle has no
-    such variant, MissingExtra when no runtime for any of its variants is installed.
+    Next best is the target's precision in another format, then float32. Raises BundleError if the bundle has no
+    such variant, MissingExtra if no runtime for any of its variants is installed.
     """
     if wanted != AUTO:
         for block in manifest.info.blocks:
@@ -44,7 +44,7 @@ def variants_here(manifest: Manifest) -> dict[str, bool]:
 
 
 def runtime_options(manifest: Manifest, target: str | None = None, threads: int | None = None) -> RuntimeOptions:
-    """How the target wants its blocks run; `threads` overrides its number, which is never more than processors here."""
+    """How the target's blocks are run; `threads` overrides its number, which is at most that of processors here."""
     cost = manifest.info.targets.get(target or "")
     if cost is None:
         return RuntimeOptions(threads or 1)

@@ -1,1 +1,1 @@
-"""What belongs to a cut, rather than to a block: bottlenecks and exits, as a device loads them."""
+"""What belongs to a cut rather than to a block: bottlenecks and exits, as a device loads them."""

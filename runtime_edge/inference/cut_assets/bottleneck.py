@@ -1,4 +1,4 @@
-"""The bottleneck behind a prefix: from the activation to the latent that is shipped."""
+"""The bottleneck after a prefix: from the activation to the latent that is shipped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime_edge.inference.cut_assets.small_block import load_behind
 from runtime_edge.inference.prefix import Prefix
 
 TOLERANCES = {"fp32": 0.1, "fp16": 0.5, "int8": 4.0, "auto": 4.0}
-"""By the precision of the prefix, in steps of the latent: how far a channel's mean may be off in a self-test."""
+"""How far a channel's mean may be off in a self-test, in steps of the latent, by the precision of the prefix."""
 
 
 class LoadedBottleneck:
@@ -33,7 +33,7 @@ class LoadedBottleneck:
         return self._latent
 
     def encode(self, width: int) -> tuple[bytes, bool]:
-        """What is shipped of the prefix's activation, and whether it is coded."""
+        """The payload to ship for the prefix's activation, and whether it is coded."""
         return self.codec.encode(self.latent(), width)
 
     def self_test(self, variant: str) -> None:

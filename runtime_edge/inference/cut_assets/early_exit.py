@@ -1,4 +1,4 @@
-"""The exit behind a prefix: from the activation to an embedding, without the remaining blocks."""
+"""The exit after a prefix: from the activation to an embedding, without the remaining blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime_edge.inference.cut_assets.small_block import load_behind
 from runtime_edge.inference.prefix import Prefix
 
 TOLERANCES = {"fp32": 0.01, "fp16": 0.05, "int8": 0.3, "auto": 0.3}
-"""By the precision of the prefix, of the largest value expected: how far an embedding may be off in a self-test."""
+"""How far an embedding may be off in a self-test, as a share of the largest value, by the prefix's precision."""
 
 
 class LoadedExit:

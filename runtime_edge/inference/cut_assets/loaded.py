@@ -11,14 +11,14 @@ from runtime_edge.inference.prefix import Prefix
 
 @dataclass
 class CutAssets:
-    """Bottlenecks and exits by cut, loaded when they are first asked for."""
+    """Bottlenecks and exits by cut, each loaded when first asked for."""
 
     prefix: Prefix
     bottlenecks: dict[str, LoadedBottleneck] = field(default_factory=dict)
     exits: dict[str, LoadedExit] = field(default_factory=dict)
 
     def bottleneck(self, cut: str) -> LoadedBottleneck:
-        """That of a cut which has one. Raises BundleError or BackendError."""
+        """The bottleneck of a cut that has one. Raises BundleError or BackendError."""
         if cut not in self.bottlenecks:
             info = self.prefix.bundle.manifest.bottleneck(cut)
             assert info is not None, "the splitter chooses widths that there are"
@@ -26,7 +26,7 @@ class CutAssets:
         return self.bottlenecks[cut]
 
     def exit(self, cut: str) -> LoadedExit:
-        """That of a cut which has one. Raises BundleError or BackendError."""
+        """The exit of a cut that has one. Raises BundleError or BackendError."""
         if cut not in self.exits:
             info = self.prefix.bundle.manifest.exit(cut)
             assert info is not None, "the splitter chooses exits that there are"
@@ -34,7 +34,7 @@ class CutAssets:
         return self.exits[cut]
 
     def load_all(self) -> None:
-        """Load those of the blocks that are here: a device fetches no others. Raises BundleError or BackendError."""
+        """Load those after blocks that are here: a device fetches no others. Raises BundleError or BackendError."""
         info, (there, _) = self.prefix.bundle.manifest.info, self.prefix.blocks_there
         for cut in [cut.name for cut in info.cuts[: there + 1]]:
             if self.prefix.bundle.manifest.bottleneck(cut) is not None:
@@ -43,7 +43,7 @@ class CutAssets:
                 self.exit(cut)
 
     def self_test(self) -> float:
-        """Self-test of every block, and of all that is loaded at cuts behind them.
+        """Self-test every block, and the bottlenecks and exits loaded after them.
 
         Returns the largest error of the embedding. Raises SelfTestError, BundleError or BackendError.
         """
@@ -56,7 +56,7 @@ class CutAssets:
 
 
 def self_test(prefix: Prefix) -> float:
-    """Self-test of all that a device runs, loaded here: every block, and bottlenecks and exits behind them.
+    """Load and self-test all that a device runs: every block, with the bottlenecks and exits after them.
 
     Returns the largest error of the embedding. Raises SelfTestError, BundleError or BackendError.
     """

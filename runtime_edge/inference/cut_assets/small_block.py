@@ -1,4 +1,4 @@
-"""A small block behind a prefix: a bottleneck or an exit, in one file for each format."""
+"""A small block after a prefix: a bottleneck or an exit, in one file for each format."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from runtime_edge.inference.prefix import Prefix
 def load_behind(
     prefix: Prefix, cut: str, files: Mapping[Literal["onnx", "tflite"], VariantInfo], output: Array, what: str
 ) -> LoadedBlock:
-    """A block bound to the prefix's activation at a cut, which it turns into `output` whenever it runs.
+    """A block bound to the prefix's activation at a cut; each run of it writes to `output`.
 
-    `what` it is, for errors. Raises BundleError or BackendError.
+    `what` names the block in errors. Raises BundleError or BackendError.
     """
     bundle = prefix.bundle
     file = files["onnx" if prefix.variant.startswith("onnx") else "tflite"]
