@@ -5,7 +5,7 @@ ina            a sensor of Texas Instruments on the board's supply, as on a Jets
 pmic           a Raspberry Pi 5's power chip: its rails, without what hangs on its 5 V
 powermetrics   macOS's estimate for CPU, GPU and neural engine; needs root
 
-Sensors of power are read ten times a second or less, and what is between two readings is interpolated.
+Power sensors are read at most ten times a second, with interpolation between readings.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ AUTO, NONE = "auto", "none"
 HWMON = Path("/sys/class/hwmon")
 _PERIOD_S = 0.1
 _SLOW_PERIOD_S = 0.25
-"""Of what starts a process for each reading."""
+"""Sampling period of meters that start a process for each reading."""
 _TIMEOUT_S = 5.0
 _SUPPLY = ("VDD_IN", "POM_5V_IN", "VIN", "VBUS")
-"""What boards call the rail that everything else hangs on."""
+"""Names of the rail that supplies everything else on a board."""
 _POWERMETRICS = ("powermetrics", "--samplers", "cpu_power", "--sample-rate", "200")
 _COMBINED = re.compile(rb"Combined Power[^:]*:\s*(\d+) mW")
 _PMIC_LINE = re.compile(r"^\s*(\w+)_([AV]) (?:current|volt)\(\d+\)=([\d.]+)[AV]\s*$", re.MULTILINE)
@@ -47,12 +47,12 @@ class Meter(Protocol):
     """What is counted, and how."""
 
     def joules(self) -> float:
-        """What has been used since it was opened. Raises UsageError when it cannot be read any more."""
+        """Energy used since the meter was opened, J. Raises UsageError if it cannot be read any more."""
         ...
 
 
 class Integrated:
-    """Joules from readings of power, one after the other: the trapezoids between them."""
+    """Integrates successive power readings to joules, by trapezoids."""
 
     def __init__(self, name: str, watts: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
@@ -62,18 +62,18 @@ class Integrated:
         self._failed = ""
 
     def reading(self, watts: float) -> None:
-        """The power now, W."""
+        """Take a reading of the power now, W."""
         with self._lock:
             now = self._clock()
             self._total += (watts + self._watts) / 2 * (now - self._at)
             self._at, self._watts = now, watts
 
     def failed(self, why: str) -> None:
-        """There are no more readings."""
+        """There will be no more readings."""
         self._failed = why
 
     def joules(self) -> float:
-        """Up to now; behind the last reading its power goes on."""
+        """Energy up to now, J; after the last reading its power is taken to continue."""
         if self._failed:
             raise UsageError(f"--meter: {self.name}: {self._failed}")
         with self._lock:
@@ -82,7 +82,7 @@ class Integrated:
 
 @contextmanager
 def open_meter(choice: str = AUTO) -> Iterator[tuple[Meter | None, str]]:
-    """The named meter, or with `auto` the first available one, and the reason if there is none.
+    """The named meter, or with `auto` the first available one; and the reason if there is none.
 
     Raises UsageError if the named meter is missing.
     """
@@ -164,7 +164,7 @@ def _powermetrics() -> Iterator[Meter]:
 
 @contextmanager
 def _sampled(name: str, watts: Watts, period_s: float) -> Iterator[Meter]:
-    """A meter that a thread of its own reads every so often."""
+    """A meter that is read by a thread of its own, once every `period_s`."""
     meter, ended = Integrated(name, watts()), threading.Event()
 
     def follow() -> None:
@@ -185,14 +185,14 @@ def _sampled(name: str, watts: Watts, period_s: float) -> Iterator[Meter]:
 
 
 def combined_watts(lines: Iterator[bytes]) -> Iterator[float]:
-    """Each reading in what powermetrics prints, W."""
+    """The power in each reading that powermetrics prints, W."""
     for line in lines:
         if found := _COMBINED.search(line):
             yield int(found[1]) / 1e3
 
 
 def pmic_watts(text: str) -> float:
-    """The power of all rails in what `vcgencmd pmic_read_adc` prints, W. Raises UsageError when there are none."""
+    """The power of all rails in the output of `vcgencmd pmic_read_adc`, W. Raises UsageError if there are none."""
     volts: dict[str, float] = {}
     amperes: dict[str, float] = {}
     for rail, unit, number in _PMIC_LINE.findall(text):
@@ -205,10 +205,10 @@ def pmic_watts(text: str) -> float:
 
 
 def ina_sensor(root: Path = HWMON) -> tuple[str, Watts]:
-    """The name of the sensor on the board's supply, and how to read it.
+    """The name of the sensor on the board's supply, and a function that reads it.
 
-    If it has several channels, the one named after the supply is used; if none is, it is unknown which rails are on
-    which channel. Raises UsageError.
+    Of several channels, the one named after the supply is used; if none is, it is unknown which rails are on which
+    channel. Raises UsageError.
     """
     found: dict[str, tuple[str, Watts]] = {}
     for folder in sorted(root.glob("hwmon*")):

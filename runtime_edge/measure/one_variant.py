@@ -1,7 +1,7 @@
-"""The child of `ssc bench device`: measures one variant, and says so in one line of JSON.
+"""The child process of `ssc bench device`: measures one variant, and reports it in one line of JSON.
 
-Where energy is counted it says `started` before each block, waits for a line, runs the block over and over, and answers
-with how often and for how long; the meter is the parent's.
+If energy is counted, it prints `started` before each block, waits for a line, runs the block over and over, and
+answers with how often and for how long; the meter belongs to the parent.
 """
 
 from __future__ import annotations

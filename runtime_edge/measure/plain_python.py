@@ -1,4 +1,4 @@
-"""Measures how fast plain Python runs here: apart from its blocks, that is most of a device's work."""
+"""Measures how fast plain Python runs here: besides the blocks, that is most of a device's work."""
 
 from __future__ import annotations
 

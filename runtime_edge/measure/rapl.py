@@ -12,7 +12,7 @@ from runtime_edge.errors import UsageError
 
 POWERCAP = Path("/sys/class/powercap")
 _LOAD_S = 0.25
-"""RAPL counts every millisecond, NVML ten times a second."""
+"""How long to load a core: RAPL counts every millisecond, NVML ten times a second."""
 
 Load = Callable[[], None]
 
@@ -35,7 +35,7 @@ class _Zone:
     total: float = 0.0
 
     def advance(self) -> float:
-        """What it has counted since the first call. One round between two calls is noticed, two are not."""
+        """Energy counted since the first call, J. One wrap-around between two calls is noticed, two are not."""
         now = _counted(self.path / "energy_uj")
         self.total += now - self.last + (self.most if now < self.last else 0.0)
         self.last = now
@@ -43,11 +43,11 @@ class _Zone:
 
 
 class Rapl:
-    """The kernel's `powercap`: package domains and the memory beside them; what a package contains is in it already.
+    """The kernel's `powercap`: package domains, and memory domains outside them; a package already includes its parts.
 
     Raises:
         UsageError: there are no counters, this user may not read them, or they stand still while a core works, as on
-            virtual machines.
+        virtual machines.
     """
 
     def __init__(self, idle_w: float | None = None, root: Path = POWERCAP, load: Load = burn) -> None:
@@ -61,7 +61,7 @@ class Rapl:
         check_it_counts(self.joules, f"--meter rapl: {root}", load)
 
     def joules(self) -> float:
-        """Of all packages and their memory."""
+        """Energy of all packages and their memory, J."""
         return sum(zone.advance() for zone in self._zones)
 
 
@@ -74,7 +74,7 @@ def check_it_counts(joules: Callable[[], float], where: str, load: Load) -> None
 
 
 def _zone(path: Path) -> _Zone | None:
-    """A domain that is counted: a package, or memory, which no package contains.
+    """A domain that is counted: a package, or memory outside any package.
 
     A platform's own domain ("psys") contains the packages.
     """
@@ -85,7 +85,7 @@ def _zone(path: Path) -> _Zone | None:
 
 
 def _counted(path: Path) -> float:
-    """What a file of microjoules counts, J."""
+    """The value of a file that counts microjoules, J."""
     text = _text(path)
     if not text.isdecimal():
         raise UsageError(f"--meter rapl: {path} says {text[:40]!r}, a number of microjoules was expected")

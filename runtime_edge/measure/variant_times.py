@@ -37,11 +37,11 @@ from runtime_edge.measure.plain_python import python_ms
 from runtime_edge.system import rss_mb
 
 _REST_S = 5.0
-"""Nothing runs for so long while the meter shows what the board uses at rest."""
+"""How long nothing runs while the meter shows what the board uses at rest, s."""
 _BLOCK_S = 1.0
-"""A block runs over and over for so long, so that a meter that is read ten times a second has seen it."""
+"""How long a block runs over and over, s: long enough for a meter that is read ten times a second."""
 _TIMEOUT_S = 600.0
-"""After which a child is ended."""
+"""After this long a child is ended, s."""
 _STARTED = "started"
 
 
@@ -53,7 +53,7 @@ class BenchSettings:
     """Timed runs of each block."""
     rest_s: float = _REST_S
     block_s: float = _BLOCK_S
-    """For energy, of each block; not used without a meter."""
+    """How long each block runs for energy, s; not used without a meter."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def bench_device(
     meter: Meter | None = None,
     progress: Callable[[str], None] = lambda what: None,
 ) -> DeviceBench:
-    """Measure everything. Raises UsageError when the bundle was not compiled for the target, or nothing can run."""
+    """Measure everything. Raises UsageError if the bundle was not compiled for the target, or if nothing can run."""
     settings = settings or BenchSettings()
     info = bundle.manifest.info
     if target not in info.targets:
@@ -135,7 +135,7 @@ def _configurations(bundle: Bundle, target: str, skipped: dict[str, str]) -> Ite
 
 
 def _rest(meter: Meter, seconds: float, progress: Callable[[str], None]) -> float:
-    """What the board uses while nothing runs, W."""
+    """Power that the board uses while nothing runs, W."""
     progress(f"at rest for {seconds:g} s, by {meter.name}")
     before, began = meter.joules(), time.monotonic()
     time.sleep(seconds)
@@ -145,7 +145,7 @@ def _rest(meter: Meter, seconds: float, progress: Callable[[str], None]) -> floa
 def _in_child(
     bundle: Bundle, configuration: Configuration, settings: BenchSettings, meter: Meter | None, idle_w: float
 ) -> MeasuredVariant:
-    """Raises BackendError, with what the child last said, when it fails."""
+    """Measure in a child process. Raises BackendError, with the child's last message, if it fails."""
     asked = {
         "bundle": str(bundle.path),
         "configuration": vars(configuration),
@@ -166,7 +166,7 @@ def _in_child(
     overdue.start()
     try:
         for line in child.stdout:
-            # Before and after each block the child waits: the meter is this process's.
+            # The child waits before and after each block, because the meter belongs to this process.
             if line.strip() != _STARTED:
                 break
             energy.append(_block_mj(child, meter, idle_w))
@@ -186,7 +186,7 @@ def _in_child(
 
 
 def _block_mj(child: subprocess.Popen[str], meter: Meter | None, idle_w: float) -> float:
-    """Of one run of a block above idle, while the child runs it over and over."""
+    """Energy above idle of one run of a block, mJ, while the child runs it over and over."""
     assert meter is not None
     assert child.stdin is not None
     assert child.stdout is not None
@@ -201,7 +201,7 @@ def _block_mj(child: subprocess.Popen[str], meter: Meter | None, idle_w: float) 
 def measure_variant(
     bundle: Bundle, configuration: Configuration, runs: int, repeat: Callable[[Callable[[], None]], None] | None
 ) -> MeasuredVariant:
-    """In the child: time every block, and have `repeat` run each over and over where energy is counted."""
+    """In the child: time every block, and if energy is counted, have `repeat` run each over and over."""
     info = bundle.manifest.info
     providers = (configuration.provider,) if configuration.provider == "cpu" else (configuration.provider, "cpu")
     prefix = Prefix(bundle, configuration.variant, RuntimeOptions(configuration.threads, providers), native=True)
