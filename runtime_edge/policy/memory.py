@@ -5,24 +5,24 @@
     memory.load_parameters(reply_bytes)         # lazy synchronisation from the server
     memory.to_bytes()                           # 2·(2·C·d) + 2·C bytes: 32 896 for the defaults
 
-Choices of ours, where the method leaves them open:
+Our choices where the method leaves them open:
 
 * Start. Components begin vacant: seeded random unit directions, equal weights, the variance 1/d of the
   uniform law on the sphere. A window farther than half the mean squared distance between windows from
   every component claims the lightest one (the replacement rule of Stauffer and Grimson, 1999), so a new
-  sound has a component after one window and a vacant or forgotten one is what it costs. The claimed mean
+  sound has a component after one window, at the cost of a vacant or forgotten one. The claimed mean
   is a draw around the window, never the window itself: the memory holds no raw embedding.
-* Step. A component moves a fraction `rate · r_c(z)`: one with full responsibility moves by `rate`, one
-  with none stays. The fixed points are those of EM. A batch is its rows in order, to the bit.
+* Step. A component moves by the fraction `rate · r_c(z)`: by `rate` with full responsibility, not at all
+  with none. The fixed points are those of EM. A batch gives the same as its rows in order, to the bit.
 * Resolution. In 128 dimensions the posterior of any mixture with learned variances is one-hot and its
-  entropy zero, known sound or not. The uncertainty is therefore the entropy of the posterior of `z` seen
-  through isotropic noise of variance `resolution · D² / (4 ln C)`, with D² the mean squared distance
-  between windows: one component at the window and the others at distance D weigh C² : 1. Learning uses
-  the plain posterior. `resolution=0` is the plain entropy.
-* Cold. The first 50 windows return 1.0. Parameters that were loaded count as warm.
-* Wire. float16 little-endian: weights [C], means [C, d], then standard deviations [C, d] and not
+  entropy zero, whether the sound is known or not. The uncertainty is therefore the entropy of the posterior
+  of `z` seen through isotropic noise of variance `resolution · D² / (4 ln C)`, with D² the mean squared
+  distance between windows: one component at the window and the others at distance D weigh C² : 1. Learning
+  uses the plain posterior. `resolution=0` is the plain entropy.
+* Cold. The first 50 windows return 1.0. Loaded parameters count as warm.
+* Wire. float16 little-endian: weights [C], means [C, d], then standard deviations [C, d] instead of
   variances: the floor 1e-6 is subnormal in float16 (rounded by up to 3 %), its root 1e-3 is not (0.05 %).
-  Weights never fall below 1e-3, which float16 holds and which lets a forgotten component come back.
+  Weights never fall below 1e-3, which float16 can hold and which lets a forgotten component come back.
 
 Not thread-safe; one device, one memory.
 """
@@ -45,7 +45,7 @@ COMPONENTS = 64
 COLD_WINDOWS = 50
 VARIANCE_FLOOR = 1e-6
 VARIANCE_CEILING = 4.0
-"""No coordinate of unit vectors varies more; loaded parameters are limited to it."""
+"""No coordinate of unit vectors can vary more; loaded parameters are limited to it."""
 WEIGHT_FLOOR = 1e-3
 NEGATIVE_SCALE = 0.1
 """tau of the virtual negatives (docs/method.md, section 4)."""
@@ -75,7 +75,7 @@ class GaussianMemory:
         resolution: float = 1.0,
         room: Array | None = None,
     ) -> None:
-        """Memories that one thread uses may share their `room`, float32[2, C, d]: it then stays in the cache."""
+        """Memories used by one thread may share their `room`, float32[2, C, d], so that it stays in the cache."""
         if not (2 <= components <= _MAX_COMPONENTS and 1 <= dim <= _MAX_DIM):
             raise UsageError(f"memory: {components} components of width {dim}, need at least 2 of at least 1")
         if not (0 < rate < 1 and 0 <= resolution < math.inf):
@@ -90,12 +90,12 @@ class GaussianMemory:
         self._average = np.zeros(dim, np.float32)  # running mean of the embeddings
         self.spread = _spread(self._average)
         """D², the mean squared distance between two windows."""
-        # Squared distances of the window at hand to every mean, and room to reckon in: small enough to stay in cache.
+        # Squared distances of the current window to every mean, and working space: small enough to stay in the cache.
         self._squares, self._scratch = np.empty((2, components, dim), np.float32) if room is None else room
-        # A product with ones is a sum, and the faster one, above all where numpy has to be fetched from memory first.
+        # A product with ones is a sum, and faster, above all when numpy's code has to be fetched from memory first.
         self._ones, self._each = np.ones(dim, np.float32), np.ones(components, np.float32)
         self._minus_halves = np.full(dim, -0.5, np.float32)
-        self._peaks = self._log_peaks(self.variances)  # as the variances are: few change with a window
+        self._peaks = self._log_peaks(self.variances)  # kept like the variances: few change with a window
         self._log_weights = np.log(self.weights)
 
     @property
@@ -104,7 +104,7 @@ class GaussianMemory:
         return self.windows < COLD_WINDOWS
 
     def update(self, embedding: npt.ArrayLike) -> float:
-        """Learn from float32[d] or [n, d] embeddings; the uncertainty they met, averaged, in [0, 1].
+        """Learn from float32[d] or [n, d] embeddings; returns their mean uncertainty before learning, in [0, 1].
 
         An embedding is normalised first. One that is not finite or has no direction is counted in
         `rejected` and otherwise ignored; 1.0 if none is left. Raises UsageError on another width.
@@ -122,7 +122,7 @@ class GaussianMemory:
         return total / count if count else 1.0
 
     def learn(self, embedding: npt.ArrayLike) -> None:
-        """`update` for those who need no uncertainty: it leaves the same mixture in less time."""
+        """`update` for callers that need no uncertainty: it leaves the same mixture in less time."""
         for row in self._rows(embedding):
             z = _direction(row)
             if z is None:
@@ -146,8 +146,8 @@ class GaussianMemory:
         return total / len(rows)
 
     def judge(self, embedding: npt.ArrayLike) -> tuple[float, float]:
-        """Uncertainty of one float32[d] and novelty, its squared distance to the nearest component as a share of that
-        between two windows, without learning; 1.0 for both while cold or without a direction.
+        """Uncertainty of one float32[d], and novelty: its squared distance to the nearest component as a share of that
+        between two windows. Learns nothing; both are 1.0 while cold or without a direction.
         """
         z = _direction(self._rows(embedding)[0])
         if z is None or self.cold:
@@ -170,9 +170,9 @@ class GaussianMemory:
         return b"".join(part.astype("<f2").tobytes() for part in parts)
 
     def load_parameters(self, data: bytes) -> None:
-        """Replace the mixture by one the server refined (lazy synchronisation); the memory is warm after.
+        """Replace the mixture by one that the server refined (lazy synchronisation); the memory is warm afterwards.
 
-        Raises FrameError, and leaves the memory as it was, on a wrong length or a value no mixture of
+        Raises FrameError, and leaves the memory as it was, for a wrong length or a value that no mixture of
         unit vectors can have. Weights are renormalised and variances floored.
         """
         count, dim = self.components, self.dim
@@ -219,12 +219,12 @@ class GaussianMemory:
         self._weigh(changed / changed.sum())
 
     def state(self) -> dict[str, Any]:
-        """All that `load_state` needs to go on to the bit: float32 arrays by name, and counts as JSON values."""
+        """All that `load_state` needs to continue to the bit: float32 arrays by name, and counts as JSON values."""
         arrays = {name: getattr(self, name).copy() for name in _ARRAYS}
         return {**arrays, "windows": self.windows, "rejected": self.rejected, "rng": self._rng.bit_generator.state}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave of a memory of the same size. Raises FormatError, and changes nothing."""
+        """Continue from the `state` of a memory of the same size. Raises FormatError, and then changes nothing."""
         try:
             arrays = {name: np.array(state[name], np.float32) for name in _ARRAYS}
             shapes = {name: (array.shape, getattr(self, name).shape) for name, array in arrays.items()}
@@ -244,7 +244,7 @@ class GaussianMemory:
     def _rows(self, embedding: npt.ArrayLike) -> Array:
         if isinstance(embedding, np.ndarray) and embedding.dtype == np.float32 and embedding.shape == (self.dim,):
             return embedding[None]
-        with np.errstate(over="ignore"):  # beyond float32 is infinite, and rejected as such
+        with np.errstate(over="ignore"):  # beyond float32 becomes infinite, and is rejected as such
             rows = np.atleast_2d(np.asarray(embedding, np.float32))
         if rows.ndim != 2 or rows.shape[1] != self.dim:
             raise UsageError(f"memory: embedding of shape {np.shape(embedding)}, width {self.dim} expected")
@@ -258,17 +258,17 @@ class GaussianMemory:
         return rows
 
     def _measure(self, z: Array) -> None:
-        """Take a window; what follows reads where it lies."""
+        """Measure a window; later steps read its values in place."""
         np.subtract(z, self.means, out=self._squares)
         np.multiply(self._squares, self._squares, out=self._squares)
 
     @property
     def _noise(self) -> float:
-        """Variance of the noise that the uncertainty is seen through."""
+        """Variance of the noise through which the uncertainty is measured."""
         return self.resolution * self.spread / (4 * math.log(self.components))
 
     def _odds(self, noise: float = 0.0) -> tuple[Array, Array, float]:
-        """The measured window seen through isotropic noise of a variance: odds [C], 1 for the most likely component,
+        """The measured window seen through isotropic noise of this variance: odds [C], 1 for the most likely component,
         their logarithms, and their sum.
         """
         variances, peaks = self.variances, self._peaks
@@ -289,7 +289,7 @@ class GaussianMemory:
         return result
 
     def _entropy(self, odds: Array, logs: Array, total: float) -> float:
-        """Of a posterior given by its odds, normalised, in [0, 1]."""
+        """Normalised entropy, in [0, 1], of a posterior given by its odds."""
         entropy = math.log(total) - float(odds @ logs) / total
         return min(max(entropy / math.log(self.components), 0.0), 1.0)
 
@@ -304,13 +304,13 @@ class GaussianMemory:
             self._claim(z, spread)
             return
         odds, _, total = self._odds()
-        if total == 1.0:  # most often, in many dimensions, one component alone is responsible
+        if total == 1.0:  # in many dimensions mostly one component alone is responsible
             self._move(int(odds.argmax()), z)
         else:
             self._share(odds / np.float32(total), z)
 
     def _move(self, component: int, z: Array) -> None:
-        """`_share` where one component has all the responsibility: in place, and in half as many steps."""
+        """`_share` for one component with all the responsibility: in place, and in half as many steps."""
         rate, mean, variance = self.rate, self.means[component], self.variances[component]
         mean += rate * (z - mean)
         variance += rate * self._squares[component]
@@ -346,14 +346,14 @@ class GaussianMemory:
         self._weigh(weights)
 
     def _weigh(self, weights: Array) -> None:
-        """New weights, which are made to sum to 1, none of them below the floor by much."""
+        """Set new weights, normalised to sum to 1, none of them much below the floor."""
         floored = np.maximum(weights, np.float32(WEIGHT_FLOOR))
         self.weights = floored / (floored @ self._each)
         self._log_weights = np.log(self.weights)
 
     def _log_peaks(self, variances: Array) -> Array:
-        """`ln` of each row's density at its mean, a constant apart, [n, d] -> [n]: a logarithm for every four, which
-        is what takes the time.
+        """`ln` of each row's density at its mean, up to a constant, [n, d] -> [n]: one logarithm for every four values,
+        because logarithms take most of the time.
         """
         quarter = self.dim // 4
         product = variances[:, :quarter] * variances[:, quarter : 2 * quarter]
@@ -393,8 +393,8 @@ def _spread(average: Array) -> float:
 
 
 def _direction(vector: Array) -> Array | None:
-    """The unit vector along `vector`, or None if it is not finite or has none."""
+    """The unit vector along `vector`, or None if it is not finite or has no direction."""
     norm = math.sqrt(vector @ vector)
-    if not norm < math.inf:  # not finite itself, or beyond 1e19, whose square float32 does not hold
+    if not norm < math.inf:  # not finite itself, or beyond 1e19, whose square float32 cannot hold
         norm = float(np.linalg.norm(vector.astype(np.float64)))
     return vector / np.float32(norm) if _MIN_NORM < norm < math.inf else None

@@ -5,7 +5,7 @@ reward is known when it is finished, its successor's row when the next one is de
 
     Q(row, action) <- Q + rate * (reward + discount * max Q(next row) - Q),   Q = shipped + correction
 
-and the correction is held within +-BOUND. `Learnt` is the record a server reads and merges into the next table.
+and the correction is limited to +-BOUND. `Learnt` is the record that a server reads and merges into the next table.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from runtime_edge.policy.reward import Conditions, exit_latency_ms, terms, whole
 
 STEP_POWER = 0.7
 PRIOR_VISITS = 10
-"""What the shipped values weigh against the first measurements."""
+"""Weight of the shipped values against the first measurements."""
 SMALLEST_RATE = 0.02
-"""Keeps following a device that changes."""
+"""Lets learning follow a device that changes."""
 _OPEN_WINDOWS = 256
 
 
@@ -38,10 +38,10 @@ class _OpenDecision:
 
 
 class OnlineLearner:
-    """Corrections to one table. One thread decides about windows, another one may finish them."""
+    """Corrections to one table. One thread decides about windows; another may finish them."""
 
     def __init__(self, table: SplitterTable, device: str, learnt: Learnt | None = None) -> None:
-        """`learnt` is where an earlier run left off. Raises TableError when it is of another table."""
+        """`learnt` is where an earlier run left off. Raises TableError if it is for another table."""
         self._table, self._device = table, device
         self._whole = whole(table.costs)
         self._rows: dict[int, list[float]] = {}
@@ -61,7 +61,7 @@ class OnlineLearner:
         return self._rows.get(row) or self._table.q[row]
 
     def decided(self, window: int, row: int, action: int, at: Conditions) -> None:
-        """A window goes to `action` under these conditions; windows come in order."""
+        """Note that a window was given `action` under these conditions; windows come in order."""
         with self._lock:
             before = self._windows.get(self._latest) if self._latest is not None else None
             if before is not None and self._latest is not None:
@@ -72,7 +72,7 @@ class OnlineLearner:
                 self._windows.pop(next(iter(self._windows)))
 
     def finished(self, window: int, uncertainty: float, device_ms: float, answer_ms: float | None) -> None:
-        """A window is done: measured time on the device and, where the server finished it, until its answer."""
+        """Learn from a finished window: its time on the device and, if the server finished it, until the answer."""
         with self._lock:
             open_window = self._windows.get(window)
             if open_window is None or open_window.reward is not None:

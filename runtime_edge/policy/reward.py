@@ -8,8 +8,8 @@
 At the last cut the device has the embedding itself: it ships, and waits for nothing. `local` does not even ship. If
 no answer arrives within `deadline_ms`, the device runs the remaining blocks itself.
 
-Where an exit answers first, A and Lat are `phi` times those of its answer, which waits for nothing, and `1 - phi` times
-those of the server's. If none arrives the exit's answer stands, and nothing else is run.
+If an exit answers first, A and Lat are `phi` times those of its answer, which waits for nothing, plus `1 - phi`
+times those of the server's. If no server answer arrives, the exit's stands, and nothing else is run.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from runtime_edge.formats.records.actions import ActionCosts, Uplink
 from runtime_edge.formats.records.table import Limits, Reward
 
 BYTES_PER_MS = 125.0
-"""At 1 Mbit/s."""
+"""Bytes per millisecond at 1 Mbit/s."""
 MAX_LOAD = 0.9
 """Under load the prefix slows down tenfold at most."""
 MIN_BANDWIDTH_MBPS = 0.01
-"""Keeps the transfer time of an outage finite."""
+"""Lower limit that keeps the transfer time of an outage finite."""
 
 
 class Conditions(NamedTuple):
-    """Of one window, or arrays of one shape for many."""
+    """The conditions of one window, or arrays of one shape for many windows."""
 
     uncertainty: Any
     cpu: Any
@@ -41,7 +41,7 @@ class Conditions(NamedTuple):
 
 
 class RewardTerms(NamedTuple):
-    """The consequences of an action and the terms of its reward, shaped as the conditions."""
+    """The consequences of an action and the terms of its reward, in the shape of the conditions."""
 
     latency_ms: Any
     energy_mj: Any
@@ -54,11 +54,11 @@ class RewardTerms(NamedTuple):
     energy: Any
     """-eta * E / e_budget_mj."""
     limits: Any
-    """What the caps charge for bytes and late windows."""
+    """Minus what the caps charge for bytes and late windows."""
     first_ms: Any
-    """Until the first answer, which `latency_ms` counts in part where another one follows."""
+    """Time until the first answer; if another one follows, `latency_ms` counts it in part."""
     final_ms: Any
-    """Until the last one."""
+    """Time until the last answer."""
 
     @property
     def total(self) -> Any:
@@ -73,7 +73,7 @@ def terms(
     if action.answer == "exit":
         return _exit_terms(action, uplink, reward, limits, at)
     slowdown = 1 / (1 - np.minimum(at.cpu, MAX_LOAD))
-    waits = action.teaches  # only a cut before the last teaches, and only there is the answer the embedding
+    waits = action.teaches  # only a cut before the last teaches, and only there the server's answer is the embedding
     transfer_ms = action.bytes / (np.maximum(at.bandwidth_mbps, MIN_BANDWIDTH_MBPS) * BYTES_PER_MS)
     answer_ms = waits * (transfer_ms + at.rtt_ms + action.server_ms)
     late = answer_ms > uplink.deadline_ms
@@ -86,7 +86,7 @@ def terms(
 
 
 def exit_latency_ms(first_ms: Any, final_ms: Any, reward: Reward) -> Any:
-    """`Lat` of an exit's answer and the server's after it; of the first alone where that stands."""
+    """`Lat` of an exit's answer followed by the server's; of the first alone if that stands."""
     return reward.first_share * first_ms + (1 - reward.first_share) * final_ms
 
 
@@ -115,7 +115,7 @@ def _exit_terms(action: ActionCosts, uplink: Uplink, reward: Reward, limits: Lim
 
 
 def _shipped_mj(run_mj: Any, action: ActionCosts, uplink: Uplink, transfer_ms: Any) -> Any:
-    """What was run, and the radio."""
+    """Energy of what was run, and of the radio."""
     return (
         run_mj
         + uplink.message_mj * (action.bytes > 0)
@@ -159,7 +159,7 @@ def quality(measured: Sequence[float], uncertainty: Any) -> Any:
 def whole(costs: Sequence[ActionCosts]) -> ActionCosts:
     """The action that runs most of the encoder on the device: the last cut, or `local`.
 
-    What coding a bottleneck's latent or an exit takes is no part of the encoder, and may take longer than all of it.
+    Coding a bottleneck's latent, or an exit, is no part of the encoder, but may take longer than all of it.
     """
     plain = [action for action in costs if not action.width and action.answer != "exit"]
     return max(plain or costs, key=lambda action: action.device_ms)

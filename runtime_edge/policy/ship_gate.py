@@ -22,10 +22,10 @@ class Gate(Protocol):
 
 
 class ShipGate:
-    """Ships what is neither sure nor hopeless, and a share of the rest, so that the server does not go blind.
+    """Ships windows that are neither certain nor hopeless, and a share of the rest, lest the server go blind.
 
-    After the warm-up the upper threshold follows the running mean entropy, so that in a noisier place as many windows
-    are shipped as before.
+    After the warm-up the upper threshold follows the running mean entropy, so that about as many windows are shipped
+    in a noisier place as before.
     """
 
     def __init__(self, thresholds: ShipThresholds, seed: int = 0) -> None:
@@ -35,7 +35,7 @@ class ShipGate:
 
     @property
     def max_entropy(self) -> float:
-        """Above which a window is kept now."""
+        """The entropy above which a window is currently kept."""
         given = self.thresholds
         if self._windows <= given.warm_up or self._after_warm_up <= 0:
             return given.max_entropy
@@ -55,13 +55,13 @@ class ShipGate:
 class MostUncertain:
     """Ships a share of the windows, those with the largest entropies, for a larger encoder (docs/cascade.md).
 
-    The threshold moves up a little with each window that is shipped and down a little with each that is kept, so that
-    in the long run `share` of them are above it (Robbins and Monro 1951). What the head is sure of is never shipped, so
-    it may be fewer.
+    The threshold rises a little with each window that is shipped and falls a little with each that is kept, so that
+    in the long run `share` of them are above it (Robbins and Monro 1951). Windows about which the head is certain are
+    never shipped, so it may be fewer.
     """
 
     LEAST = 0.02
-    """Entropy below which a head is sure."""
+    """Entropy below which a head is certain."""
     _STEP = 0.02
 
     def __init__(self, share: float) -> None:

@@ -20,23 +20,23 @@ from runtime_edge.policy.online_learner import OnlineLearner
 from runtime_edge.policy.reward import BYTES_PER_MS
 
 UNCERTAINTY_SMOOTHING = 0.3
-"""Weight of the newest uncertainty in the exponential mean the table is looked up with (docs/method.md, section 6)."""
+"""Weight of the newest uncertainty in the exponential mean used to look up the table (docs/method.md, section 6)."""
 BANDWIDTH_SMOOTHING = 0.3
 """Weight of a new sample in the uplink's exponential mean, one every SAMPLE_S (docs/method.md, section 6)."""
 SAMPLE_S = 0.1
 BREAKS_DWELL = ("bandwidth_mbps", "cpu", "rtt_ms")
-"""State variables whose move ends a dwell: of the link and of the load, not of the sound."""
+"""State variables whose move ends a dwell: those of link and load, not of the sound."""
 RTT_JITTER_MS = 5.0
 """How far the smoothed round trip wavers on a steady link (docs/method.md, section 6: samples by 15 ms)."""
 URGENT = 0.25
-"""What a cut must lose, in reward (10 ms of latency at the default weights), for a dwell to end early."""
+"""The reward (10 ms of latency at the default weights) that keeping a cut must lose for a dwell to end early."""
 RETURN_S = 60.0
-"""How long the action that was just left stays left while neither link nor load have moved: an estimate that wavers
-about the edge of a bin takes a device there and not back."""
+"""How long an action just left is not taken again while neither link nor load have moved: otherwise an estimate that
+wavers about the edge of a bin would make the device switch back and forth."""
 
 
 def move_bins(axis: StateAxis) -> int:
-    """How many bins are a move, and not the wavering of an estimate: a sixth of the axis, at least one."""
+    """How many bins count as a move rather than a wavering estimate: a sixth of the axis, at least one."""
     return max(1, (len(axis.edges) + 1) // 6)
 
 
@@ -49,31 +49,31 @@ class Decision(NamedTuple):
     """Index into the table's actions."""
     row: int
     explored: bool
-    """Shipped earlier than the policy would, for the server to learn from."""
+    """Whether it is shipped earlier than the policy would, for the server to learn from."""
     width: int = 0
-    """Channels of the cut's bottleneck that are shipped; 0 for the activation as it is."""
+    """Channels of the cut's bottleneck that are shipped; 0 for the plain activation."""
     exit: bool = False
     """Whether the exit at the cut answers first."""
 
 
 Widths = Mapping[str, Collection[int]]
-"""By cut, those that its bottleneck has."""
+"""By cut, the widths of its bottleneck."""
 Kind = tuple[str, int, bool]
 """An action's cut, or `local`; its width; whether an exit answers first."""
 
 
 class Splitter:
-    """Chooses a cut for each window from a table (docs/method.md, section 6); holds the state that makes it steady.
+    """Chooses a cut for each window from a table (docs/method.md, section 6); holds the state that keeps it steady.
 
-    Four things keep it from flapping: a bin of link or load is left only well past its edge (`dead_band`); a better
-    action must be better by more than `hysteresis`; after a change the next one waits `dwell` windows, unless link or
-    load have moved and waiting would cost more than URGENT; and what was left because link or load were in another bin
-    is not taken again for RETURN_S, unless they have moved by several. The device knows a window's uncertainty only
-    after it, so the table is looked up with the exponential mean of the known ones; before the first it is 1. An action
-    earlier than cut `min_cut_index` (the privacy floor) is never chosen, not even to explore, and neither is one whose
-    width (`widths`) or exit (cuts in `exits`) the bundle does not have. `uncertainty_smoothing` is the newest
-    uncertainty's weight in the mean: 1.0 for values that are smoothed already. Raises TableError when the table does
-    not fit.
+    Four things prevent flapping: a bin of link or load is left only well past its edge (`dead_band`); a better action
+    must be better by more than `hysteresis`; after a change the next one waits `dwell` windows, unless link or load
+    have moved and waiting would cost more than URGENT; and an action left because link or load were in another bin is
+    not taken again for RETURN_S, unless they have moved by several bins.
+
+    A window's uncertainty is known only after it has run, so the table is looked up with the exponential mean of the
+    known ones, 1 before the first; `uncertainty_smoothing` is the newest one's weight: 1.0 for smoothed values. Never
+    chosen, not even to explore, is an action earlier than cut `min_cut_index` (the privacy floor), or whose width
+    (`widths`) or exit (cuts in `exits`) the bundle lacks. Raises TableError if the table does not fit.
     """
 
     def __init__(
@@ -121,17 +121,17 @@ class Splitter:
 
     @property
     def state(self) -> dict[str, float]:
-        """What the latest choice was made from; empty before the first."""
+        """The state behind the latest choice; empty before the first."""
         return dict(self._state)
 
     def learn(self, learner: OnlineLearner | None) -> None:
-        """Take the values of a learner of this very table instead of the shipped ones; None: the shipped ones."""
+        """Use the values of a learner for this very table instead of the shipped ones; None: the shipped ones."""
         self._learner = learner
 
     def swap(self, table: SplitterTable, widths: Widths, exits: Collection[str] = ()) -> None:
         """Use another table, or bottlenecks and exits of another bundle, from the next window on.
 
-        If they do not fit, TableError and the old ones stay.
+        If they do not fit, raises TableError and keeps the old ones.
         """
         plan = _plan(table, self._cut_names, widths, exits, self._min_cut_index)
         current = self._plan.kinds[self._action] if self._action >= 0 else None
@@ -145,7 +145,7 @@ class Splitter:
         self._bins = [-1] * len(self._plan.axes)
         self._latest_row = -1
         self._kept_within: list[tuple[str, float, float]] = [("", math.nan, math.nan)]
-        """Of each state variable, between which values its bin is kept."""
+        """For each state variable: its name, and the values between which its bin is kept."""
         self._state: Mapping[str, float] = {}
         self._changed_at: list[int] = []
         self._left = -1
@@ -164,10 +164,10 @@ class Splitter:
     ) -> Decision:
         """Choose for one window.
 
-        uncertainty: the latest known, normalised to [0, 1]; None or NaN when nothing new is known. cpu: load
-        of other work in [0, 1]. connected: while the link is down the device runs everything itself whatever is
-        chosen, so the choice is what to spool: the smallest frame the server can still train on. extra: state
-        variables beyond the four. NaN counts as bad, and so does a variable that is missing now.
+        uncertainty: the latest known, normalised to [0, 1]; None or NaN if nothing new is known. cpu: load by other
+        work in [0, 1]. connected: while the link is down, the device runs everything itself whatever is chosen, so the
+        choice is what to spool: the smallest frame the server can still train on. extra: state variables beyond the
+        four. NaN counts as bad, and so does a missing variable.
         """
         if uncertainty is not None and not math.isnan(uncertainty):
             self._uncertainty += self._uncertainty_smoothing * (uncertainty - self._uncertainty)
@@ -191,7 +191,7 @@ class Splitter:
     def mbps_in_question(self) -> float | None:
         """The next uplink rate above the present one at which another action would be better; None if there is none.
 
-        Small frames do not reveal that the link has recovered; this says up to which rate to look.
+        Small frames do not reveal that the link has recovered; this is the rate up to which to probe.
         """
         plan = self._plan
         if plan.bandwidth is None or self._action < 0 or self._latest_row < 0:
@@ -206,7 +206,7 @@ class Splitter:
         return None
 
     def _row(self, state: Mapping[str, float]) -> int:
-        """The row, with each bin kept until its value is past the edge by the dead band."""
+        """The row of a state; each bin is kept until its value is past the edge by the dead band."""
         self._state = state
         for name, down, up in self._kept_within:
             if not down <= state.get(name, math.nan) < up:  # written so that NaN leaves its bin
@@ -232,7 +232,7 @@ class Splitter:
         return self._plan.best[row] if self._learner is None else max(self._plan.open, key=self._q(row).__getitem__)
 
     def _steady(self, row: int) -> int:
-        """The best action, or the current one while it is good enough or has hardly begun."""
+        """The best action, or the current one while it is good enough or has only just begun."""
         plan, current = self._plan, self._action
         self._held += 1
         q = self._q(row)
@@ -248,16 +248,16 @@ class Splitter:
         return best
 
     def _moved(self) -> bool:
-        """Whether link or load are elsewhere than at the last change."""
+        """Whether link or load have moved since the last change."""
         bins, before = self._bins, self._changed_at
         return not before or any(abs(bins[axis] - before[axis]) >= enough for axis, enough in self._plan.moving)
 
     def _elsewhere(self) -> bool:
-        """Whether link or load are in other bins than at the last change, be it the next ones."""
+        """Whether link or load are in other bins than at the last change, even adjacent ones."""
         return any(self._bins[axis] != self._changed_at[axis] for axis, _ in self._plan.moving)
 
     def _afforded(self, row: int, action: int, exploration: int | None) -> tuple[int, int | None]:
-        """The same, unless the cap on bytes forbids it now: then no exploration, or the best affordable action."""
+        """The given actions, unless the cap on bytes forbids them: then no exploration, or the best affordable one."""
         plan = self._plan
         self._allowance = min(plan.allowance.size, self._allowance + plan.allowance.refill)
         if exploration is not None and plan.bytes[exploration] > self._allowance:
@@ -288,9 +288,9 @@ class _Axis(NamedTuple):
 
 
 def bounds(axis: StateAxis, dead_band: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Between which values each bin is kept once it has been entered: its edges, each moved out by the dead band.
+    """The values between which each bin is kept once entered: its edges, each moved outwards by the dead band.
 
-    Only a variable that may end a dwell needs one; for the others the dwell is enough. A round trip jitters by
+    Only a variable that may end a dwell needs a dead band; for the others the dwell is enough. A round trip jitters by
     RTT_JITTER_MS whatever its length.
     """
     if dead_band == 0 or axis.name not in BREAKS_DWELL:
@@ -304,7 +304,7 @@ def bounds(axis: StateAxis, dead_band: float) -> tuple[tuple[float, ...], tuple[
 
 
 class _Plan(NamedTuple):
-    """A table and what is worked out from it once, so that a choice is a few look-ups."""
+    """A table, with everything derived from it once, so that a choice is a few look-ups."""
 
     table: SplitterTable
     names: tuple[str, ...]
@@ -312,22 +312,22 @@ class _Plan(NamedTuple):
     kinds: tuple[Kind, ...]
     bytes: tuple[int, ...]
     open: list[int]
-    """Actions above the privacy floor, of widths and exits that there are."""
+    """Actions above the privacy floor whose widths and exits exist."""
     best: list[int]
-    """The best of them in each row."""
+    """The best of these actions in each row."""
     axes: list[_Axis]
     moving: list[tuple[int, int]]
-    """Axes whose move ends a dwell, and how many bins are one."""
+    """Axes whose move ends a dwell, and how many bins count as a move."""
     bandwidth: int | None
     """Axis of the uplink."""
     to_spool: int
-    """What to spool while the link is down."""
+    """The action whose frame to spool while the link is down."""
     smallest: int
-    """Action with the fewest bytes."""
+    """The action with the fewest bytes."""
     capped: bool
     allowance: Allowance
     returns: int
-    """RETURN_S in windows, or the dwell where that is longer."""
+    """RETURN_S in windows, or the dwell if that is longer."""
 
 
 def _plan(

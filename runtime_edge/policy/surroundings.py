@@ -15,17 +15,17 @@ import psutil
 from runtime_edge.system import SYSFS, temperature_c
 
 PERIOD_S = 5.0
-"""Heat and charge move slowly, and a sensor takes longer to read than a cut takes to choose."""
+"""Heat and charge change slowly, and reading a sensor takes longer than choosing a cut."""
 
 
 def measured(sysfs: Path = SYSFS) -> dict[str, float]:
-    """`temperature_c` in degrees Celsius and `battery` in [0, 1], as far as there is something to read them from."""
+    """`temperature_c` in degrees Celsius and `battery` in [0, 1], each only if it can be read."""
     found = {"temperature_c": temperature_c(sysfs), "battery": _battery()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 class Surroundings:
-    """The measurements, renewed every `PERIOD_S`. When a sensor stops answering, its last value is kept."""
+    """The measurements, renewed every `PERIOD_S`. If a sensor stops answering, its last value is kept."""
 
     def __init__(
         self, measure: Callable[[], Mapping[str, float]] = measured, clock: Callable[[], float] = time.monotonic
@@ -43,7 +43,7 @@ class Surroundings:
 
 
 def _battery() -> float | None:
-    """Charge in [0, 1]; None without a battery, or where the system does not tell."""
+    """Charge in [0, 1]; None without a battery, or if the system does not report it."""
     sensors = getattr(psutil, "sensors_battery", None)
     try:
         charge = sensors() if sensors is not None else None
