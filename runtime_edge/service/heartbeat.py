@@ -24,15 +24,15 @@ from runtime_edge.transport.protocol import Transport
 _LOG = logging.getLogger(__name__)
 _PERIOD_S = 5.0
 REPORT_S = 60.0
-"""Between two reports to the server when nothing has happened."""
+"""Seconds between two reports to the server if nothing has happened."""
 _FIRST_REPORTS = 3
 
 
 class ReportPace:
-    """Which beats report to the server: each costs as much as a frame, and mostly says what the last one said.
+    """Decides which beats report to the server: each report costs as much as a frame, and mostly repeats the last one.
 
-    At once what a rollout waits for: the first of a run, those of a trial and of the minute after a change of the
-    generation, and those with an error that is new.
+    Reported at once is what a rollout waits for: the first status of a run, those during a trial and in the minute
+    after a change of generation, and those with a new error.
     """
 
     def __init__(self) -> None:
@@ -57,12 +57,12 @@ class Heartbeat:
 
     Args:
         state: the device's state directory.
-        make_status: makes a status, in its turn among the windows: when one is stuck no status comes, no sign of life
-            reaches systemd, and its watchdog starts the device again.
-        connection: where the server hears the report, if there is one.
-        notifier: systemd's side.
-        namesakes: looks before each report whether another device has reported under this name.
-        metrics: who asks for them gets the latest status.
+        make_status: makes a status, queued among the windows: if a window is stuck, no status comes, systemd gets no
+        sign of life, and its watchdog restarts the device.
+        connection: sends reports to the server, if there is one.
+        notifier: reports to systemd.
+        namesakes: checks before each report whether another device has reported under this name.
+        metrics: serves the latest status on request.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Heartbeat:
         self._writing: asyncio.Future[None] | None = None
 
     async def beat_forever(self) -> None:
-        """Until cancelled."""
+        """Report until cancelled."""
         while True:
             try:
                 await self._beat()
@@ -113,7 +113,7 @@ class Heartbeat:
             await self._connection.put(subjects.PRESENCE, msgspec.json.encode(report))
 
     async def _write(self, status: DeviceStatus) -> None:
-        """Statuses are written in their order, also one whose beat was cancelled meanwhile."""
+        """Write statuses in their order, including one whose beat was cancelled meanwhile."""
         if self._writing is not None:
             await asyncio.wait({self._writing})
         self._writing = asyncio.ensure_future(self._written(status))
@@ -128,7 +128,7 @@ class Heartbeat:
 
 
 def sentence(status: DeviceStatus) -> str:
-    """One line for `systemctl status`."""
+    """The status as one line for `systemctl status`."""
     report, link = status.report, status.uplink
     held = status.traffic.held_until
     away = "no server" if not link.connected else "" if held is None else f"nothing is sent until {moment(held)}"

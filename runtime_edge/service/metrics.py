@@ -20,7 +20,7 @@ class MetricsServer:
     """Answers `GET /metrics` on 127.0.0.1 in a thread of its own until closed.
 
     Args:
-        port: 0 takes a free one.
+        port: the port to use; 0 takes a free one.
 
     Raises:
         MissingExtra: prometheus-client is not installed.
@@ -30,7 +30,7 @@ class MetricsServer:
     def __init__(self, port: int) -> None:
         require()
         self.latest: DeviceStatus | None = None
-        """The newest status: what is answered."""
+        """The newest status, which is what gets served."""
         try:
             self._server, self._thread = serve(port, self._families)
         except OSError as exc:
@@ -49,7 +49,7 @@ class MetricsServer:
 
 
 def metrics(status: DeviceStatus) -> Iterator[Metric]:
-    """Every metric of a status. Labels are stages, reasons, cuts of the bundle and names of errors: all bounded."""
+    """Every metric of a status. Labels are stages, reasons, cuts of the bundle and names of errors: all are bounded."""
     described = {"device": status.device, "target": status.target, "bundle": status.encoder.bundle}
     described |= {"variant": status.encoder.variant, "runtime": status.encoder.runtime}
     yield info(_PREFIX + "device", "What runs.", described)
@@ -91,7 +91,7 @@ def _gauges(status: DeviceStatus) -> Iterator[tuple[str, str, float | None]]:
 
 
 def _counters(status: DeviceStatus) -> Iterator[tuple[str, str, str, dict[str, int]]]:
-    """(name, text, label or nothing, counts by label)."""
+    """(name, text, label or empty, counts by label)."""
     report, audio = status.report, status.audio
     fates = {fate: report[f"windows_{fate}"] for fate in ("acked", "local", "dropped")}
     events = {

@@ -1,4 +1,4 @@
-"""Detects another device with this device's name. Both devices look, so the owners of both learn of it."""
+"""Detects another device with this device's name. Both devices check, so the owners of both learn of it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from runtime_edge.transport.protocol import Transport
 
 _LOG = logging.getLogger(__name__)
 _EVERY = 4
-"""Reports between two looks: what is read is as long as a report, and links are thin."""
+"""Reports between two checks: a check reads as much as a report, and links are thin."""
 
 
 class NamesakeWatch:
-    """Reads this name's report on the broker just before its own takes its place.
+    """Reads the report under this device's name on the broker just before replacing it.
 
     Args:
-        connection: to the broker.
+        connection: the connection to the broker.
         device: the name.
-        boot: of this run (`subjects.new_boot`), which its reports say.
+        boot: the token of this run (`subjects.new_boot`), which its reports carry.
     """
 
     def __init__(self, connection: Transport, device: str, boot: str) -> None:
@@ -29,10 +29,10 @@ class NamesakeWatch:
         self._reports = 0
         self._suspect = b""
         self.found = ""
-        """What there is to say of another device of this name; empty while none is known of."""
+        """A message about another device of this name; empty if none is known."""
 
     async def look(self) -> None:
-        """Call before each report. The first one replaces what an earlier run of this device has left."""
+        """Call before each report. The first report replaces what an earlier run of this device has left."""
         self._reports += 1
         if not self._suspect and self._reports % _EVERY != 2:
             return
@@ -45,7 +45,7 @@ class NamesakeWatch:
         if other.get("boot") == self._boot:
             self._suspect, self.found = b"", ""
         elif not self._suspect:
-            self._suspect = data  # or an earlier run's, when this one's report has not arrived
+            self._suspect = data  # or from an earlier run, if this one's report has not arrived
         elif data != self._suspect:
             self._suspect = b""
             self._tell(str(other.get("target")), str(other.get("boot")))

@@ -1,9 +1,9 @@
 """How a device is doing, for people and programs on the same machine.
 
-<state>/status.json       what the device said last, rewritten every few seconds and at its end
+<state>/status.json       the device's last status, rewritten every few seconds and at its end
 <state>/running.lock      held by the device as long as its process lives
 
-The file is not forced onto the disk: it is of no use after a power cut, and a memory card wears.
+The file is not synced to the disk: it is of no use after a power cut, and a memory card wears out.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from runtime_edge.transport.budgets import TrafficStatus
 from runtime_edge.transport.spool.spool import SpoolState
 
 STALE_S = 30.0
-"""Without a word for so long, a running device counts as stuck."""
+"""A running device that reports nothing for this long counts as stuck, s."""
 REFUSED_FOR_LONG = 20
-"""Frames that a server may refuse after it has completed some: of a generation that it has just retired."""
+"""How many frames a server may refuse after it has completed some: those of a generation that it has just retired."""
 _MAX_BYTES = 1 << 20
 
 
 class EncoderStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What runs."""
+    """The encoder that runs."""
 
     generation: int
     bundle: str
@@ -42,14 +42,14 @@ class EncoderStatus(msgspec.Struct, frozen=True, kw_only=True):
     blocks: tuple[int, int] = (0, 0)
     """How many of its first blocks are here, and how many there are."""
     front_end: str = "graph"
-    """What computes the log-mel image: `fft`, or `graph` with the rest of the encoder."""
+    """What computes the log-mel image: `fft`, or `graph` along with the rest of the encoder."""
     table: str
     """Who made the splitter table."""
     on_trial: bool
 
 
 class UplinkStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The way to the server; rates as the splitter sees them."""
+    """The connection to the server; rates as the splitter sees them."""
 
     broker: str | None
     connected: bool
@@ -60,7 +60,7 @@ class UplinkStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One moment of a device. Times are seconds since the epoch."""
+    """A device at one moment. Times are seconds since the epoch."""
 
     device: str
     target: str
@@ -68,12 +68,12 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     since: float
     written: float
     written_monotonic: float
-    """The clock that never jumps; comparable between processes until the machine starts again."""
+    """Time by a clock that never jumps; comparable between processes until the machine restarts."""
     ended: str | None
-    """Why, when it has ended and could say so."""
+    """The reason for its end, if it has ended and could give one."""
     encoder: EncoderStatus
     cut: str | None
-    """Of the latest window."""
+    """The cut of the latest window."""
     uncertainty: float | None
     cpu: float
     uplink: UplinkStatus
@@ -81,7 +81,7 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     spool: SpoolState
     audio: Counters
     source_silent_s: float
-    """Since the source last delivered audio."""
+    """Seconds since the source last delivered audio."""
     results_dropped: int = 0
     """Results that the readers of files and standard output did not take."""
     namesake: str = ""
@@ -97,22 +97,22 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def status_file(state: Path) -> Path:
-    """Where a device with this state directory says how it is."""
+    """The file in which a device with this state directory keeps its status."""
     return state / "status.json"
 
 
 def lock_file(state: Path) -> Path:
-    """What a device with this state directory holds while it lives."""
+    """The file that a device with this state directory keeps locked while it lives."""
     return state / "running.lock"
 
 
 def write_status(state: Path, status: DeviceStatus) -> None:
-    """Replace what was said before. Raises OSError."""
+    """Replace the previous status. Raises OSError."""
     write_atomic(status_file(state), msgspec.json.encode(status), durable=False)
 
 
 def read_status(state: Path) -> DeviceStatus | None:
-    """What the device said last; None when it has never run from here. Raises FormatError."""
+    """The device's last status; None if it has never run from here. Raises FormatError."""
     path = status_file(state)
     if not path.exists():
         return None
@@ -125,7 +125,7 @@ def acknowledged(report: dict[str, Any]) -> int:
 
 
 def completes_none(state: Path, report: dict[str, Any]) -> str:
-    """What to do about a server that refuses all that a device sends; empty when it completes some, or got none."""
+    """What to do about a server that refuses all that a device sends; empty if it completes some, or received none."""
     refused = report.get("refused_in_a_row", 0)
     if not refused or (report.get("finished", {}).get("server") and refused < REFUSED_FOR_LONG):
         return ""
@@ -137,7 +137,7 @@ def completes_none(state: Path, report: dict[str, Any]) -> str:
 
 
 def problems(state: Path, status: DeviceStatus) -> list[str]:
-    """What is wrong with a device, in words; empty when it runs and all is well."""
+    """What is wrong with a device, in words; empty if it runs and all is well."""
     if not is_locked(lock_file(state)):
         return [f"not running: {status.ended or 'it ended without a word (killed, or the power failed)'}"]
     found = []

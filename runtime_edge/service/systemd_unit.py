@@ -24,7 +24,7 @@ DEVICE = Service(
 
 
 def files(settings: Mapping[str, object]) -> dict[Path, str]:
-    """What it has beside its unit, by absolute path; `settings` go into its configuration."""
+    """The files it has besides its unit, by absolute path; `settings` go into its configuration."""
     return {
         DEVICE.config: as_toml(DeviceConfig, {"source": "mic", **settings, "state": DEVICE.state}),
         DEVICE.environment: "# Variables of the service, for example SSC_EDGE_LOG_LEVEL=info or OMP_NUM_THREADS=1.\n",
