@@ -1,7 +1,7 @@
 """The fate of every window: the numbers behind `ssc edge status` and the run's report.
 
-Each counter has one owner: `Accounting` is written by the worker alone, `LoopCounts` by the event loop alone. `merged`
-puts them together where they are reported.
+Each counter has one owner: only the worker writes `Accounting`, only the event loop `LoopCounts`. `merged` puts them
+together for reports.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ import numpy as np
 from runtime_edge.base.histogram import Histogram
 
 DropReason = Literal["spool_full", "spool_refused", "spool_damaged"]
-"""Why a window never arrives: it was the least informative one in a full spool, the spool's disk refused it while
-it could not be sent either, or it lay in a spool whose file was damaged."""
+"""Why a window never arrives: it was the least informative one in a full spool; or the spool's disk refused it, and it
+could not be sent either; or its spool's file was damaged."""
 
 Stage = Literal["wait", "prefix", "exit", "encode", "spool", "publish", "reply"]
-"""Of a window's way: waiting for the device, running the prefix and the exit behind it, making the frame, writing it
-down, the broker's acknowledgement, the server's answer."""
+"""Stages of a window: waiting for the device, running the prefix, running the exit after it, making the frame, writing
+it to the spool, the broker's acknowledgement, the server's answer."""
 
 _MAX_CUTS = 64
 
 
 @dataclass
 class Accounting:
-    """What the worker counts: what became of every window's frame.
+    """What the worker counts: the fate of every window's frame.
 
-    `lost` is what remains when everything else has been accounted for.
+    `lost` is what remains after everything else has been accounted for.
     """
 
     captured: int = 0
     acked: int = 0
     kept_local: int = 0
-    """Windows that are not shipped: by the action `local`, or kept."""
+    """Windows that are not shipped, because of the action `local` or because they are kept."""
     kept: int = 0
-    """Of these the windows that an action ships and the table's thresholds keep."""
+    """Those of them that the action would ship but the table's thresholds keep."""
     dropped: dict[DropReason, int] = field(default_factory=lambda: defaultdict(int))
     undecided: int = 0
-    """Windows that are not on the disk but on their way: acknowledged or dropped before long."""
+    """Windows that are on their way but not on the disk: soon acknowledged or dropped."""
     inherited: int = 0
     """Frames of earlier runs that are still in the spool."""
     inherited_dropped: int = 0
@@ -57,7 +57,7 @@ class Accounting:
     def lost(self, spooled: int) -> int:
         """Windows of this run that are not acknowledged, kept local, dropped for a reason, on their way or spooled.
 
-        `spooled` frames lie in the spool, those of earlier runs included. Always 0 unless the device is wrong.
+        `spooled` frames lie in the spool, including those of earlier runs. Always 0 unless the device has a bug.
         """
         own = spooled - self.inherited
         known = self.acked + self.kept_local + sum(self.dropped.values()) + self.undecided + own
@@ -89,23 +89,23 @@ class Accounting:
 
 @dataclass
 class LoopCounts:
-    """What the event loop counts: results, answers, what was sent, and updates that were not taken."""
+    """What the event loop counts: results, answers, what was sent, and refused updates."""
 
     finished: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     bytes_sent: int = 0
     replayed: int = 0
     refused: int = 0
     refused_in_a_row: int = 0
-    """Since the server last completed a frame."""
+    """Frames refused since the server last completed one."""
     errors: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     latency_ms: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=4096)))
-    """The latest ones by cut, so that memory stays bounded over months."""
+    """The latest latencies by cut, so that memory stays bounded over months."""
     cut_ms: dict[str, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
     """All latencies by cut."""
     cuts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """Windows by the cut that was chosen."""
+    """Windows by the chosen cut."""
     revised: int = 0
-    """Windows for which the server's answer differed from the earlier exit's."""
+    """Windows for which the server's answer differed from the exit's earlier one."""
     stage_ms: dict[Stage, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
 
     def finish(self, cut: str, where: str, latency_ms: float) -> None:
@@ -119,7 +119,7 @@ class LoopCounts:
             self.cuts.pop(oldest, None)
 
     def answered(self, completed: bool) -> None:
-        """Of one frame: whether the server completed or refused it."""
+        """Count the answer to one frame: whether the server completed or refused it."""
         self.refused += not completed
         self.refused_in_a_row = 0 if completed else self.refused_in_a_row + 1
 
@@ -146,11 +146,11 @@ class LoopCounts:
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
-    """As numpy's: its own loads a megabyte of masked arrays for it, and holds the loop up for 0.1 s meanwhile."""
+    """The same as numpy's, which loads a megabyte of masked arrays for it and meanwhile blocks the loop for 0.1 s."""
     return float(np.interp(share * (len(values) - 1), range(len(values)), sorted(values)))
 
 
 def merged(worker: dict[str, Any], loop: dict[str, Any]) -> dict[str, Any]:
-    """One report of the two sides'."""
+    """The two sides' counts in one report."""
     errors = Counter(worker["errors"]) + Counter(loop["errors"])
     return {**worker, **loop, "errors": dict(errors), "torch_imported": "torch" in sys.modules}

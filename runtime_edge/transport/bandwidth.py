@@ -12,38 +12,38 @@ from collections.abc import Callable
 from runtime_edge.policy.splitter import BANDWIDTH_SMOOTHING, SAMPLE_S
 
 TELLING_BYTES = 1024
-"""From here on a frame's own time says something of the uplink."""
+"""From this size on, a frame's own time says something about the uplink."""
 _JITTER_S = 0.015
-"""Of one round trip (docs/method.md, section 6)."""
+"""Jitter of one round trip (docs/method.md, section 6)."""
 _PAIR_JITTER_S = 0.005
-"""Of the difference between two that follow each other at once."""
+"""Jitter of the difference between two round trips in direct succession."""
 _LONG_WAY_S, _LONGEST_WAIT_S = 0.12, 0.04
 _CLEAR = 4.0
-"""A time counts in full when it is so many times the jitter."""
+"""A time counts in full if it is this many times the jitter."""
 _LEAST_WEIGHT = 0.2
-"""Of a round trip as long as it was expected, in shares of `smoothing`; one that misses by twice the jitter has all."""
+"""Weight of a round trip as long as expected, as a share of `smoothing`; one off by twice the jitter has all of it."""
 _UNEXPLAINED = 2.5
-"""A difference from the expected time that is no jitter any more, in multiples of it."""
+"""From this many times the jitter on, a difference from the expected time is no longer jitter."""
 _UNEXPLAINED_PAIR = 3.0
-"""The same of a difference between two times, which both waver."""
+"""The same for a difference between two times, both of which waver."""
 _NEGLIGIBLE_S = _JITTER_S / 10
-"""A transfer so short is lost in the jitter."""
+"""A transfer this short is lost in the jitter."""
 _LITTLE_S = _JITTER_S / 4
-"""One so short tells little."""
+"""A transfer this short says little."""
 _MINUTE_SECONDS = 60.0
 _MIN_MBITS, _MAX_MBITS = 0.001, 10_000.0
 _LOSS_MEMORY = 64
 _STALE_S = 5.0
 _SELDOM_S = 20.0
-"""Of a ping on a fast link once round trips are known well: a link that slows down shows in the frames."""
+"""Seconds between pings on a fast link whose round trips are well known: if it slows down, the frames show it."""
 _BUNCHED = 2.0
-"""Times the usual jitter: from here on answers come in bunches."""
+"""From this many times the usual jitter on, answers come in bunches."""
 _TRIPS = 32
-"""Round trips that say how much they waver."""
+"""How many round trips are used to measure how much they waver."""
 _USUAL = 0.75
-"""Share of the steps from one round trip to the next that are no larger than a uniform jitter."""
+"""Share of the steps from one round trip to the next that uniform jitter keeps within its own size."""
 _LEAST_STEPS, _FEW_STEPS = 3, 8
-"""Of fewer than these the largest counts, and fewer than those tell nothing."""
+"""With fewer steps than the second, the largest counts; with fewer than the first, none."""
 _UNKNOWN_JITTER_S = 0.1
 
 
@@ -52,30 +52,30 @@ class BandwidthEstimator:
 
     A frame's time is one round trip plus its bytes over the bandwidth. Frames below 1 KiB teach the round trip;
     larger ones teach the bandwidth: delivered bits over transfer time, each an exponential moving average with
-    factor `smoothing` (docs/method.md, section 6). Averaging the two apart, and not their ratio, keeps jitter from
-    inflating the estimate and lets one slow frame count for the time it took. A frame weighs less in proportion
-    when neither the time it took nor the time it should have taken stands out from jitter. One that misses the
-    expected time by more than jitter explains means that the link has changed: it counts as a sample of each 100 ms
-    since the last frame, as in the method, so that the estimate is there after one or two frames.
+    factor `smoothing` (docs/method.md, section 6). Averaging the two separately, rather than their ratio, keeps jitter
+    from inflating the estimate and lets one slow frame count for the time it took. A frame weighs proportionally less
+    if neither the time it took nor the expected time stands out from the jitter. One that misses the expected time by
+    more than jitter explains means that the link has changed: it counts as a sample of each 100 ms since the last
+    frame, as in the method, so that the estimate is correct after one or two frames.
 
-    `observe_round_trip` learns from a ping in front of a frame (`wants_ping` says when that is worthwhile), and
-    `observe_pair` from a bandwidth probe behind it, which measures round trip and transfer separately. A frame that had
-    a ping in front of it is compared with that very ping: what held both up on the way back is not the uplink's.
+    `observe_round_trip` learns from a ping sent before a frame (`wants_ping` says when that is worthwhile), and
+    `observe_pair` from a bandwidth probe after it, which measures round trip and transfer separately. A frame with a
+    ping before it is compared with that very ping: whatever delayed both on the way back is not the uplink's.
 
-    How much round trips waver is measured, too. Where answers come in bunches, a time says as much less as it wavers
-    more, and only what stands out from it is a change. While a download shares the link (`shared`), answers wait behind
-    it, and nothing is learnt of the uplink. Nothing is assumed of a link that nobody has measured for a while, either:
-    the estimate stays, and whoever wants to know sends a bandwidth probe.
+    How much round trips waver is measured, too. If answers come in bunches, the more a time wavers the less it says,
+    and only what stands out from the wavering is a change. While a download shares the link (`shared`), answers queue
+    behind it, and nothing is learnt about the uplink. Nor is anything assumed about a link that has not been measured
+    for a while: the estimate stays, and whoever wants to know sends a bandwidth probe.
 
-    Times come from a monotonic clock; one that is not a positive number of at most a minute teaches
-    nothing. One thread may observe while another reads.
+    Times come from a monotonic clock; a time that is not positive, or longer than a minute, teaches nothing. One
+    thread may observe while another reads.
 
     Args:
         initial_mbits: uplink assumed before the first large frame, Mbit/s.
         initial_rtt_ms: round trip assumed before the first small frame, ms.
         smoothing: weight of the newest frame, in (0, 1].
         now: monotonic time, s.
-        shared: seconds since a download last took the way that answers come; 0 while one does.
+        shared: seconds since a download last used the path of the answers; 0 while one does.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class BandwidthEstimator:
         self._trips: deque[float] = deque(maxlen=_TRIPS)
         self._jitter_s = _UNKNOWN_JITTER_S
         self._own_trip_s: float | None = None
-        """Of the ping in front of the frame that is under way."""
+        """Round trip of the ping sent before the frame now under way."""
         self._bits: float | None = None
         self._transfer_s = 0.0
         self._samples = 0
-        """That told of the rate, and not of a change."""
+        """How many samples told the rate rather than a change."""
         self._bandwidth_learnt_at = now()
         self._under_way: tuple[float, float] | None = None
         # (time, seconds), both rising: the front is the fastest frame of the last minute.
@@ -109,10 +109,10 @@ class BandwidthEstimator:
     def wants_ping(self, bytes_sent: int, by_answer: bool = False) -> bool:
         """Whether to ping before a frame, because its acknowledgement alone would not tell the round trip.
 
-        A small frame's acknowledgement is a round trip itself. On a link so fast that the frame's transfer time is
-        negligible, one ping in 5 s is enough, and one in 20 s once some have told how round trips waver: if the link
-        slows down, the frame's own time shows it. So it is, too, where the server's answer acknowledges: that tells
-        less of the link, and the next frame that the broker acknowledges has its ping.
+        A small frame's acknowledgement is a round trip itself. On a link so fast that a frame's transfer time is
+        negligible, one ping in 5 s is enough, or one in 20 s once it is known how much round trips waver: if the link
+        slows down, the frame's own time shows it. The same holds if the server's answer acknowledges the frame: that
+        says less about the link, and the next frame that the broker acknowledges gets its ping.
         """
         with self._lock:
             if bytes_sent < TELLING_BYTES:
@@ -123,9 +123,9 @@ class BandwidthEstimator:
             return not by_answer and not self._takes_at_most(_NEGLIGIBLE_S, bytes_sent)
 
     def sending(self, bytes_sent: int, server_s: float = 0.0) -> None:
-        """A frame has been sent with no other in flight. Once it is overdue, it limits the estimate.
+        """Note that a frame was sent with no other in flight. Once it is overdue, it limits the estimate.
 
-        Where the server acknowledges it, about `server_s` of the time are the server's own.
+        If the server acknowledges it, about `server_s` of the time are the server's own.
         """
         with self._lock:
             self._under_way, self._own_trip_s = (self._now() + server_s, bytes_sent * 8.0), None
@@ -139,7 +139,7 @@ class BandwidthEstimator:
             self._outcomes.append(False)
             shared = self._is_shared(seconds)
             if bytes_sent < TELLING_BYTES:
-                # Its own transfer is no round trip; half of its time at most, should the estimate be far too low.
+                # Less its own transfer, no part of the round trip: at most half, should the estimate be far too low.
                 self._learn_rtt(max(seconds - self._expected_s(bytes_sent * 8.0), seconds / 2))
             elif not shared:
                 transfer_s = self._transfer_of(seconds, trip_s)
@@ -154,7 +154,7 @@ class BandwidthEstimator:
             return bytes_sent < TELLING_BYTES or self._takes_at_most(_LITTLE_S, bytes_sent)
 
     def dismiss(self) -> None:
-        """The frame under way has arrived, and its time is not to be learnt from."""
+        """Note that the frame under way has arrived, without learning from its time."""
         with self._lock:
             self._under_way, self._own_trip_s = None, None
             self._outcomes.append(False)
@@ -177,7 +177,7 @@ class BandwidthEstimator:
 
     def observe_pair(self, bytes_between: int, rtt_s: float, transfer_s: float, bytes_before: int = 0) -> None:
         """Learn from two empty round trips with `bytes_between` sent between them: the first took `rtt_s`, and the
-        second ended `transfer_s` after it. The first waited behind `bytes_before`, which it is not blamed for.
+        second ended `transfer_s` after it. The first had `bytes_before` ahead of it, whose time is not counted.
         """
         if not 0.0 < rtt_s <= _MINUTE_SECONDS or not 0.0 <= transfer_s <= _MINUTE_SECONDS:
             return
@@ -232,7 +232,7 @@ class BandwidthEstimator:
 
     @property
     def measured_at(self) -> float:
-        """When something was last learnt of the uplink, by `now`."""
+        """When something was last learnt about the uplink, by `now`."""
         with self._lock:
             return self._bandwidth_learnt_at
 
@@ -267,7 +267,7 @@ class BandwidthEstimator:
 
     @property
     def _pair_jitter_s(self) -> float:
-        """Of the difference between two answers: they waver less than one does, but bunches make both at once wrong."""
+        """Jitter of the difference between two answers: smaller than that of one, unless bunches delay both at once."""
         return self._jitter_s if self._bunched else _PAIR_JITTER_S
 
     @property
@@ -282,13 +282,13 @@ class BandwidthEstimator:
             return self._expected_s(bytes_between * 8.0) - max(transfer_s, _PAIR_JITTER_S / 2)
 
     def _expected_s(self, bits: float) -> float:
-        """Transfer time at the rate that is known; 0 while none is."""
+        """Transfer time at the known rate; 0 if none is known."""
         return 0.0 if self._bits is None else self._transfer_s * bits / max(self._bits, 1.0)
 
     def _learn_rtt(self, seconds: float) -> None:
         if self._is_shared(seconds):
-            return  # it passes with the download
-        # Two at once are held up by the same, and say nothing of how they waver.
+            return  # the delay passes with the download
+        # Two round trips at nearly the same time are delayed alike, and say nothing about how they waver.
         if self._rtt_learnt_at is None or self._now() - self._rtt_learnt_at > SAMPLE_S:
             self._trips.append(seconds)
             self._jitter_s = self._wavering_s()
@@ -296,12 +296,12 @@ class BandwidthEstimator:
         weight = self._smoothing * min(1.0, max(_LEAST_WEIGHT, abs(missed_s) / (2 * self._jitter_s)))
         self._rtt_s += (1.0 if self._rtt_learnt_at is None else weight) * missed_s
         self._rtt_learnt_at = self._now()
-        # The mean of what comes in bunches wavers, too: it is shown to have moved when it has moved by more than that.
+        # With bunches the mean wavers as well: show that it has moved only if it has moved by more than that.
         if not self._bunched or len(self._trips) < _FEW_STEPS or abs(self._rtt_s - self._shown_rtt_s) > self._jitter_s:
             self._shown_rtt_s = self._rtt_s
 
     def _wavering_s(self) -> float:
-        """How far a round trip is from the usual one, as far as those of late tell."""
+        """How far a round trip is from the usual one, judging by the latest ones."""
         steps = sorted(abs(later - earlier) for earlier, later in itertools.pairwise(self._trips))
         if len(steps) < _FEW_STEPS:
             return max(_JITTER_S, *steps) if len(steps) >= _LEAST_STEPS else _UNKNOWN_JITTER_S
@@ -315,10 +315,10 @@ class BandwidthEstimator:
             samples = max(1.0, (self._now() - self._bandwidth_learnt_at) / SAMPLE_S)
             weight = 1.0 if jitter_s < _JITTER_S else 1.0 - (1.0 - self._smoothing) ** samples
         else:
-            # A time that wavers more than it lasts tells no more when it is long than when it is short.
+            # A time that wavers by more than its length says no more when it is long than when it is short.
             telling_s = max(transfer_s, expected_s) if not paired else expected_s
             weight = self._smoothing * min(1.0, telling_s / (_CLEAR * jitter_s))
-            if not self._bunched:  # a plain mean first, then a sliding one
+            if not self._bunched:  # first a plain mean, then a sliding one
                 self._samples += 1
                 weight = max(weight, 1.0 / self._samples)
         self._bits += weight * (bits - self._bits)
@@ -326,9 +326,9 @@ class BandwidthEstimator:
         self._bandwidth_learnt_at = self._now()
 
     def _transfer_of(self, seconds: float, trip_s: float | None) -> float:
-        """Time without the round trip of the frame's own ping, which may be negative: jitter cancels out in the mean.
+        """Time without the round trip of the frame's own ping; it may be negative: jitter cancels out in the mean.
 
-        Without such a ping it is 2 % of the time at least, so that wrong times stay harmless.
+        Without such a ping it is at least 2 % of the time, so that wrong times stay harmless.
         """
         if trip_s is not None:
             return max(seconds - trip_s, seconds / 50) if self._samples < _FEW_STEPS else seconds - trip_s

@@ -1,9 +1,9 @@
-"""The bandwidth probe: a little filler between two pings finds out whether the link has become faster.
+"""The bandwidth probe: a little filler between two pings shows whether the link has become faster.
 
-A device that sends small frames over a slow link would not notice that the link has recovered. Where a faster link
-would change the cut, it sends two pings right behind each frame, with filler of at most SHARE of the uplink between
-them: the second answer is late by the filler's transfer time. Packets that queued on the way arrive together, as over a
-fast link, so a rise is believed only when two more pairs, each with more filler, show it too. Where the round trip is
+A device that sends small frames over a slow link would not notice that the link has recovered. If a faster link would
+change the cut, it sends two pings right after each frame, with filler of at most SHARE of the uplink between them: the
+second answer is delayed by the filler's transfer time. Packets that queued on the way arrive together, as they would
+over a fast link, so a rise is believed only if two more pairs, each with more filler, show it too. If the round trip is
 too long for that before the next window, a clear rise is believed at once.
 """
 
@@ -16,11 +16,11 @@ LARGEST_BYTES = 16_384
 SMALLEST_BYTES = 512
 CONFIRMATIONS, CONFIRMING = 2, 4
 KEPT_EVERY_S, CAPPED_EVERY_S = 10.0, 60.0
-"""Between two bandwidth probes of a device that ships nothing, or may not ship more than a cap."""
+"""Seconds between two bandwidth probes of a device that ships nothing, and of one limited by a cap."""
 
 
 def filler_bytes(uplink_mbits: float, mbps_in_question: float | None, hop_s: float, frame_bytes: int) -> int:
-    """Bytes of filler to send after a frame of `frame_bytes`; 0 when the frame is large enough itself, or no faster
+    """Bytes of filler to send after a frame of `frame_bytes`; 0 if the frame itself is large enough, or if no faster
     link would change the cut.
     """
     if mbps_in_question is None:
@@ -36,9 +36,9 @@ def confirming_bytes(filler_bytes: int) -> int:
 
 
 def probe_is_due(since_s: float, shipped: bool, capped: bool) -> bool:
-    """Whether to send a bandwidth probe, when the uplink was last measured so many seconds ago.
+    """Whether to send a bandwidth probe `since_s` after the uplink was last measured.
 
-    Behind each frame that is shipped. While windows are kept nothing else would tell that the link has recovered, so
-    there is a probe now and then.
+    One goes after each frame that is shipped. While windows are kept, nothing else would show that the link has
+    recovered, so there is a probe now and then.
     """
     return since_s >= (CAPPED_EVERY_S if capped else 0.0 if shipped else KEPT_EVERY_S)

@@ -1,10 +1,10 @@
 """A device's traffic, and the budgets that limit it: `--mb-per-day` and `--update-mb-per-day`.
 
-<state>/traffic.json      what is left of both, and what has passed lately; a minute old at most
+<state>/traffic.json      what is left of both, and recent traffic; a minute old at most
 
-Within a run the clock that never jumps says how much time has passed; between two runs it is the clock on the wall, and
-one that was set back says nothing. Once `--mb-per-day` is used up the link is held (`Transport.held`): for all that
-sends it is as if there were no connection. What keeps the connection goes on, and is counted.
+Within a run the time is measured with a clock that never jumps; between two runs with the wall clock, and if that was
+set back, no time counts. Once `--mb-per-day` is used up, the link is held (`Transport.held`): everything that sends
+behaves as if there were no connection. What keeps the connection alive continues, and is counted.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ _LOG = logging.getLogger(__name__)
 _MAX_BYTES = 64 << 10
 _TICK_S, _SAVE_S = 0.25, 60.0
 _GO_ON_S: Final = 10.0
-"""Once nothing is left, frames go again when so much time's worth has come: not one at a time."""
+"""After the budget was used up, frames resume once this much time's worth has accrued, rather than one at a time."""
 
 _Time = Annotated[float, Meta(ge=0, le=1e12)]
 _Left = Annotated[float, Meta(ge=-1e18, le=1e18)]
 
 
 class KeptTraffic(Strict, frozen=True, kw_only=True):
-    """The file."""
+    """The contents of the file."""
 
     format: Literal["streamsplit.traffic/1"] = "streamsplit.traffic/1"
     at: _Time
     """When it was written, s since 1970."""
     left: _Left | None = None
     updates_left: _Left | None = None
-    """Bytes of each budget; None: there was no such budget."""
+    """Bytes left of each budget; None: there was no such budget."""
     spans: Annotated[tuple[Span, ...], Meta(max_length=128)] = ()
     """What has passed, oldest first."""
 
@@ -57,34 +57,34 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     mb_per_day: float
     left_bytes: int
-    """Below 0: owed."""
+    """Bytes left; below 0 a debt."""
 
 
 class TrafficStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What passed the interface, and what may yet."""
+    """What passed the interface, and what may still pass."""
 
     run: Traffic = Traffic()
-    """Since the start."""
+    """Traffic since the start."""
     hour: Rate = Rate()
-    """In an hour."""
+    """Traffic in an hour."""
     month: Rate = Rate()
-    """In 30 days."""
+    """Traffic in 30 days."""
     counted_by: str = ""
-    """What counts it: the kernel with every header, or the program without."""
+    """What counts it: the kernel, including all headers, or the program, without them."""
     budget: BudgetStatus | None = None
     update_budget: BudgetStatus | None = None
     held_until: float | None = None
-    """When frames go again, seconds since the epoch; None while they do."""
+    """When frames resume, seconds since the epoch; None if they are not held."""
     withheld: int = 0
-    """Events that were not published meanwhile."""
+    """Events that were not published while the link was held."""
 
 
 class Budgets:
-    """Counts what passes, and says what may.
+    """Counts traffic, and decides what may pass.
 
     Args:
         config: the device's settings.
-        connection: whose traffic it is; None where there is no broker.
+        connection: the connection to count; None without a broker.
         wall: seconds since the epoch.
         now: seconds of a clock that never jumps.
     """
@@ -103,13 +103,13 @@ class Budgets:
         self._updates = _budget(config.update_mb_per_day, kept.updates_left, since_s)
         self._charged, self._charged_at = Traffic(), now()
         self._noted = Traffic()
-        """What the log has of `_charged`."""
+        """The part of `_charged` that is already in the log."""
         self._saved_at, self._said_at = now(), -math.inf
         self._log.add(wall(), Traffic())
         self.charge()
 
     def charge(self) -> None:
-        """Count what has passed since the last time."""
+        """Charge the budgets with the traffic since the last call."""
         traffic, now = self._traffic(), self._now()
         passed, seconds = traffic.since(self._charged), now - self._charged_at
         self._charged, self._charged_at = traffic, now
@@ -121,9 +121,9 @@ class Budgets:
             self._updates = self._updates.after(seconds).spent(passed.updates)
 
     def may_update(self, count: int, needed: bool = False) -> None:
-        """Whether an update of so many bytes may be fetched now; where it is `needed` to run at all, also on credit.
+        """Check that an update of `count` bytes may be fetched now; if it is `needed` to run at all, also on credit.
 
-        Raises WaitsForBudget with the time from which on it may.
+        Raises WaitsForBudget with the time from which on it may be fetched.
         """
         self.charge()
         count = on_the_way(count) if count else 0
@@ -148,16 +148,16 @@ class Budgets:
 
     @property
     def held(self) -> bool:
-        """Whether nothing is sent now."""
+        """Whether nothing may be sent now."""
         return self._connection is not None and bool(self._connection.held)
 
     @property
     def limits_updates(self) -> bool:
-        """Whether it has to be known how large an update is."""
+        """Whether the size of an update has to be known."""
         return self._updates is not None or self._all is not None
 
     async def watch_forever(self) -> None:
-        """Write down every minute what has passed, and hold the link when the budget is used up, until cancelled."""
+        """Until cancelled, save the traffic every minute, and hold the link when the budget is used up."""
         while True:
             await asyncio.sleep(_SAVE_S if self._all is None else _TICK_S)
             self.charge()
@@ -165,12 +165,12 @@ class Budgets:
                 await asyncio.to_thread(self._write, self._kept())
 
     def save(self) -> None:
-        """Write down what is left and what has passed."""
+        """Save what is left and what has passed."""
         self.charge()
         self._write(self._kept())
 
     def status(self) -> TrafficStatus:
-        """Now."""
+        """The traffic and budgets now."""
         self.charge()
         self._note()
         wall = self._wall()
@@ -204,7 +204,7 @@ class Budgets:
                 )
 
     def _note(self) -> None:
-        """Put into the log what it has not got yet."""
+        """Add to the log what it does not have yet."""
         self._log.add(self._wall(), self._charged.since(self._noted))
         self._noted = self._charged
 
@@ -226,7 +226,7 @@ class Budgets:
 
 
 def _read(path: Path, wall: float) -> tuple[KeptTraffic, float]:
-    """What an earlier run has left, and the seconds since; of what is damaged nothing is left."""
+    """What an earlier run left, and the seconds since; damaged fields are empty."""
     try:
         data = read_checked(path, _MAX_BYTES)
         if data is None:
@@ -250,5 +250,5 @@ def _told(budget: Budget | None) -> BudgetStatus | None:
 
 
 def _go_on(budget: Budget) -> float:
-    """What must have come before frames go again."""
+    """How many bytes must have accrued before frames resume."""
     return budget.per_day * _GO_ON_S / DAY_S

@@ -39,12 +39,12 @@ LONGEST_PAUSE_S = 2.0
 REFUSED_PAUSE_S = 30.0
 _PING_S = 2
 _PING_EVERY_S = 30
-"""A frame that is not acknowledged asks for a sign of life at once; until there is one, seldom is enough."""
+"""Seconds between pings. An unacknowledged frame sends one at once; otherwise this is often enough."""
 _LONGEST_WATCH_PAUSE_S = 30.0
 
 
 class Connection:
-    """A `Transport` to a broker that reconnects by itself when the broker restarts.
+    """A `Transport` to a broker that reconnects automatically when the broker restarts.
 
     It only publishes to JetStream and reads from it directly, and never creates a consumer. Each request is therefore
     fully described by its subject, and subject permissions are enough to confine a device to its own data.
@@ -58,12 +58,12 @@ class Connection:
         recheck_s: float = direct_get.RECHECK_S,
         refused_pause_s: float = REFUSED_PAUSE_S,
     ) -> None:
-        """`url` may name several brokers of a cluster, with commas between them.
+        """`url` may name several brokers of a cluster, separated by commas.
 
-        Keys that are watched are read again after at most `recheck_s`, in case news of them got lost.
-        A broker that refuses the credentials is asked again after at most `refused_pause_s`.
+        Watched keys are read again after at most `recheck_s`, in case news of them was lost. A broker that refuses the
+        credentials is tried again after at most `refused_pause_s`.
 
-        Raises UsageError or FormatError when the credentials cannot be read.
+        Raises UsageError or FormatError if the credentials cannot be read.
         """
         self.url, self.device = without_password(url), subjects.check_device(device)
         self._frames, self._filler = subjects.frames(device), subjects.filler(device)
@@ -86,7 +86,7 @@ class Connection:
         self._pending.on_overdue = self._overdue
         self._fetches, self._fetched_at = 0, -math.inf
         self._before, self._updates = Traffic(), 0
-        """Of earlier connections; of updates."""
+        """Traffic of earlier connections, and of updates."""
         self.trouble = "not connected yet"
         """Why there is no connection; empty while there is one."""
         self.held, self.withheld = "", 0
@@ -94,12 +94,12 @@ class Connection:
 
     @property
     def bad_replies(self) -> int:
-        """Answers that could not be read."""
+        """The number of answers that could not be read."""
         return self._pending.bad_replies
 
     @property
     def connected(self) -> bool:
-        """Whether frames can be published now, and their answers received, and nothing is held."""
+        """Whether frames can be published and their answers received now, and nothing is held."""
         return not self.held and self._has_broker
 
     @property
@@ -108,7 +108,7 @@ class Connection:
 
     @property
     def since_fetch_s(self) -> float:
-        """Seconds since something was last fetched; 0 while it is, infinite before the first time."""
+        """Seconds since something was last fetched; 0 during a fetch, infinite before the first one."""
         return 0.0 if self._fetches else time.monotonic() - self._fetched_at
 
     @property
@@ -118,11 +118,11 @@ class Connection:
         return by_kernel if self._client.by_kernel else "this program, without headers"
 
     def traffic(self) -> Traffic:
-        """What has passed the interface for this link so far, over reconnections."""
+        """Traffic of this link on the interface so far, across reconnections."""
         return self._before.plus(Traffic(*self._client.passed()))._replace(updates=self._updates)
 
     async def connect(self, timeout_s: float = 5.0) -> None:
-        """Connect once; later losses are repaired in the background. Raises LinkError when no broker answers."""
+        """Connect once; later losses are repaired in the background. Raises LinkError if no broker answers."""
         for more in range(len(self._servers) - 1, -1, -1):
             try:
                 await self._connect(timeout_s)
@@ -133,19 +133,19 @@ class Connection:
         self._keeper = asyncio.create_task(self._keep())
 
     async def connect_with_retries(self) -> None:
-        """Retry until the first connection is made: a broker that is down at the start is no reason to stop."""
+        """Retry until the first connection succeeds: a broker that is down at the start is no reason to stop."""
         await self._connect_with_retries()
         self._keeper = asyncio.create_task(self._keep())
 
     def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
-        """Call back with the answer to this window, or None when it has not come in time; call before `send`.
+        """Call back with the answer to this window, or None if it does not come in time; call before `send`.
 
-        An answer that comes later goes to whom `on_late_reply` names.
+        A later answer goes to the callback of `on_late_reply`.
         """
         self._pending.expect(window, deadline_s, on_answer)
 
     def on_late_reply(self, late_reply: LateReply) -> None:
-        """Call back with replies that come after their deadline; before this call they are dropped."""
+        """Call back with replies that come after their deadline; until this is called they are dropped."""
         self._pending.on_late_reply = late_reply
 
     def send(
@@ -160,10 +160,10 @@ class Connection:
     ) -> None:
         """Publish one frame; call back with the seconds until the broker has stored it, or with why it has not.
 
-        The server answers `window`, the frame's first, and those behind it; without `embedding` only where something is
-        wrong, and not at all when `window` is None. With `by_answer` that answer is the acknowledgement: the broker is
-        not asked for one, and the server's own time is not counted. Raises LinkError when it cannot be sent, and then
-        does not call back; otherwise it may have arrived even so, and sending it again is harmless.
+        The server answers `window`, the frame's first, and those after it; without `embedding` only if something is
+        wrong, and not at all if `window` is None. With `by_answer` that answer is the acknowledgement: the broker is
+        not asked for one, and the server's own time is not counted. Raises LinkError if it cannot be sent, and then
+        does not call back. If the callback gets an error, it may still have arrived; sending it again is harmless.
         """
         token = "" if window is None else self._pending.name.rpartition(".")[2]
         headers = subjects.envelope(message_id, self.device, token, embedding)
@@ -184,13 +184,13 @@ class Connection:
             await self._client.publish(subject, data)
 
     async def watch(self, bucket: str, keys: list[str], on_change: OnChange) -> None:
-        """Call back with the present and every later value of the keys, over reconnections too."""
+        """Call back with the present and every later value of the keys, across reconnections."""
         for key in keys:
             self._watches.append((bucket, key, on_change))
             self._watchers.append(asyncio.create_task(self._watch(bucket, key, on_change)))
 
     async def value(self, bucket: str, key: str) -> bytes | None:
-        """The present value of a key, or None. Raises LinkError when the broker does not answer."""
+        """The present value of a key, or None. Raises LinkError if the broker does not answer."""
         try:
             found = await direct_get.value(self._client, bucket, key)
         except BROKER_ERRORS as exc:
@@ -200,7 +200,7 @@ class Connection:
         return found
 
     async def object_bytes(self, name: str) -> int | None:
-        """How long an object of the bundles store is; None where there is none. Raises LinkError."""
+        """The size in bytes of an object in the bundles store; None if there is none. Raises LinkError."""
         try:
             info = await direct_get.object_info(self._client, name)
         except (*BROKER_ERRORS, FormatError) as exc:
@@ -209,7 +209,7 @@ class Connection:
         return None if info is None or info.deleted else info.size
 
     async def fetch(self, name: str, limit_bytes: int) -> bytes:
-        """An object of the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError."""
+        """An object from the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError."""
         self._fetches += 1
         try:
             return await direct_get.fetch_object(self._client, name, limit_bytes, self._count_update)
@@ -235,9 +235,9 @@ class Connection:
             raise LinkError(f"broker {self.url}: a ping cannot be sent ({reason(exc)})") from None
 
     async def bandwidth_probe(self, filler: bytes) -> tuple[float, float]:
-        """Send two pings around `filler`; return the first one's seconds and the delay of the second behind it.
+        """Send two pings around `filler`; returns the first one's seconds and by how much the second came later.
 
-        Raises LinkError when an answer does not come in time.
+        Raises LinkError if an answer does not come in time.
         """
         started = time.monotonic()
         first = asyncio.create_task(self._pinged())
@@ -253,7 +253,7 @@ class Connection:
         return answered - started, second - answered
 
     async def _pinged(self) -> float:
-        """When the broker has answered a ping."""
+        """The time at which the broker answered a ping."""
         await self._client.flush(_PING_S)
         return time.monotonic()
 
@@ -277,7 +277,7 @@ class Connection:
             if "permissions violation" in str(exc).lower():
                 self._refuse(str(exc))
             elif connecting:
-                raise exc  # otherwise the library tries again until the time is up, and the reason is lost
+                raise exc  # otherwise the library retries until the time is up, and the reason is lost
 
         async def on_closed() -> None:
             lost.set()
@@ -290,7 +290,7 @@ class Connection:
                     name=self.device,
                     error_cb=on_error,
                     closed_cb=on_closed,
-                    # Connecting again is done here: the library would never do so after a refusal.
+                    # Reconnecting is done here: the library would never do so after a refusal.
                     allow_reconnect=False,
                     ping_interval=_PING_EVERY_S,
                     max_outstanding_pings=2,
@@ -304,7 +304,7 @@ class Connection:
             connecting = False
             self._refusals.clear()
             await self._client.subscribe(f"{self._client.inbox}.*")
-            await flush(self._client, 2)  # a refusal of the subscription has come by then
+            await flush(self._client, 2)  # a refused subscription has been reported by then
         except BROKER_ERRORS as exc:
             await disconnect(self._client)
             raise explain(self.url, self._credentials, exc) from None
@@ -316,11 +316,11 @@ class Connection:
         self._restart_watchers()
 
     def _count_update(self, count: int) -> None:
-        """A message of an update has come."""
+        """Count a received message of an update."""
         self._updates += on_the_way(count)
 
     def _overdue(self) -> None:
-        """The broker has not acknowledged a frame in time: if it does not answer at all, the connection is lost."""
+        """Check the connection after the broker did not acknowledge a frame in time: without any answer it is lost."""
         if self._checking is None or self._checking.done():
             self._checking = asyncio.create_task(self._check(self._client))
 
@@ -331,13 +331,13 @@ class Connection:
             await disconnect(client)
 
     async def _connect_with_retries(self) -> None:
-        """Retry until connected. After each round over all brokers it waits, with exponential backoff and jitter."""
+        """Retry until connected. After each round over all brokers, wait with exponential backoff and jitter."""
         pause_s, said = FIRST_PAUSE_S, set[str]()
         for attempt in itertools.count(1):
             try:
                 return await self._connect()
             except SscError as exc:
-                if str(exc) not in said:  # several brokers may each have a reason of their own
+                if str(exc) not in said:  # several brokers may each give a different reason
                     said.add(str(exc))
                     _LOG.warning("%s; frames wait in the spool", exc)
                 self.trouble = str(exc)
@@ -347,12 +347,12 @@ class Connection:
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _keep(self) -> None:
-        """Connect again whenever the connection is lost."""
+        """Reconnect whenever the connection is lost."""
         while True:
             await self._lost.wait()
             self.trouble = f"broker {self.url}: the connection was lost"
             _LOG.info("broker is away")
-            # A whole fleet has lost it at this moment.
+            # A whole fleet may have lost it at the same moment.
             await asyncio.sleep(FIRST_PAUSE_S * self._random.uniform())
             await self._connect_with_retries()
             _LOG.info("broker is back")
@@ -370,11 +370,11 @@ class Connection:
         self._watchers = [asyncio.create_task(self._watch(*watch)) for watch in self._watches]
 
     async def _watch(self, bucket: str, key: str, on_change: OnChange) -> None:
-        """Follow one key; when the broker or the bucket is missing, retry with exponential backoff."""
+        """Follow one key; if the broker or the bucket is missing, retry with exponential backoff."""
         pause_s = 1.0
         while True:
             try:
-                if not self._has_broker:  # the library would begin a subscription that nothing ends
+                if not self._has_broker:  # otherwise the library would begin a subscription that nothing ends
                     raise nats.errors.ConnectionClosedError
                 values = direct_get.news(self._client, bucket, key, self._random, self._recheck_s)
                 async with contextlib.aclosing(values) as news:

@@ -26,13 +26,13 @@ _LOG = logging.getLogger(__name__)
 _IDLE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
 _LOOKS_EVERY_S = 10.0
-"""Between two bandwidth probes that look into late answers: a busy server has many."""
+"""Seconds between two bandwidth probes that investigate late answers: a busy server has many."""
 _ASKED_EVERY = 8
-"""Of so many frames that are answered in time, the broker acknowledges one as well; of the first so many, each."""
+"""Of this many frames answered in time, the broker acknowledges one as well; of the first this many, each."""
 
 
 class Delivery:
-    """Sends spooled frames. They leave the spool once the broker has stored them: as it says, or an answer proves."""
+    """Sends spooled frames. They leave the spool once the broker has acknowledged them, or an answer proves it."""
 
     def __init__(
         self,
@@ -46,15 +46,15 @@ class Delivery:
         self._config, self._connection, self._frame_store, self._worker = config, connection, frame_store, worker
         self._counts, self._uplink = counts, uplink
         self._sending = 0
-        # Devices that lost the same broker at the same moment must not all come back at the same moment.
+        # Devices that lost the same broker at the same moment must not all come back at once.
         self._random = random.Random(f"{config.seed}.{frame_store.own}")  # noqa: S311
         self._packer = Packer(self._send_packed, asyncio.get_running_loop())
         self._server_s = 0.0
-        """The server's own time for the latest answer."""
+        """The server's own time for the latest answer, s."""
         self._in_time = 0
-        """Answers that came in time, one after the other."""
+        """Consecutive answers that came in time."""
         self._by_answer: set[asyncio.Future[bool]] = set()
-        """Of frames that only the server's answer acknowledges."""
+        """Outcomes of frames that only the server's answer acknowledges."""
         self._until_asked = 0
         self._probing: asyncio.Task[None] | None = None
         self._looked_at = -math.inf
@@ -87,9 +87,9 @@ class Delivery:
         on_answer: Callable[[Reply | None, float], None],
         hop_s: float = 0.0,
     ) -> None:
-        """Send a claimed frame; call back with the server's answer, None when it has not come in time, and the seconds.
+        """Send a claimed frame; call back with the server's answer (None if it does not come in time) and the seconds.
 
-        Where windows go together, the next one comes after `hop_s`.
+        If windows are packed together, the next one comes after `hop_s`.
 
         Delivery continues in the background until the broker has the frame or the attempt fails; a failed frame stays
         in the spool and is replayed later.
@@ -102,7 +102,7 @@ class Delivery:
                 self._server_s, self._in_time = reply.server_us / 1e6, self._in_time + 1
             else:
                 self._in_time = 0
-                # A server that is late says nothing of the link, which has carried the frame to the broker.
+                # A late server says nothing about the link, which has carried the frame to the broker.
                 stored = decided in self._by_answer or (decided.done() and decided.result())
                 self._uplink.timeout(deadline_s, stored)
             on_answer(reply, time.monotonic() - started)
@@ -116,11 +116,11 @@ class Delivery:
 
     @property
     def packs(self) -> bool:
-        """Whether windows wait for each other, to go in one message."""
+        """Whether windows wait for each other, to share one message."""
         return self._config.deadline_s >= PACKED_S
 
     def flush(self) -> None:
-        """Send what waits for other windows: no more come."""
+        """Send the windows that wait for others, because no more come."""
         self._packer.flush()
 
     def _send_live(
@@ -139,7 +139,7 @@ class Delivery:
         self._send(ids, windows[0].header.window, frame, windows[0].embedding, decided)
 
     async def bandwidth_probe(self, frame_bytes: int, filler_bytes: int) -> None:
-        """Run a bandwidth probe right behind a small frame, or by itself without one, unless others are in flight.
+        """Run a bandwidth probe right after a small frame, or alone without one, unless others are in flight.
 
         It does not wait for the acknowledgement: on a long round trip the result would come a decision too late.
         """
@@ -166,7 +166,7 @@ class Delivery:
         return pair
 
     def replay_soon(self) -> None:
-        """Wake the replay: there may be spooled frames to send."""
+        """Wake the replay, because there may be spooled frames to send."""
         self._to_replay.set()
 
     async def replay_forever(self) -> None:
@@ -205,7 +205,7 @@ class Delivery:
         await self._worker.run(self._frame_store.give_up)
 
     async def _replay_one(self) -> bool | None:
-        """Send the oldest spooled frame; whether the broker took it, None when there is none."""
+        """Send the oldest spooled frame; returns whether the broker took it, None if there is none."""
         while self._sending and self._connection.connected:
             await asyncio.sleep(0.01)
         self._to_replay.clear()
@@ -232,8 +232,8 @@ class Delivery:
         embedding: bool,
         decided: Sequence[asyncio.Future[bool]],
     ) -> None:
-        """Try once to send a frame of claimed windows, and settle them with the outcome; `decided` gets whether it was
-        stored.
+        """Try once to send a frame of claimed windows, and settle them with the outcome, which `decided` also receives:
+        whether it was stored.
         """
         sent_bytes, alone = len(frame) + FRAME_OVERHEAD_BYTES, not self._sending
         by_answer = embedding and self._answers_acknowledge(sent_bytes)
@@ -280,7 +280,7 @@ class Delivery:
         self._counts.stage_ms["publish"].observe(result * 1e3)
         self._counts.bytes_sent += sent_bytes
         if alone and by_answer and self._uplink.is_surprise(sent_bytes, result):
-            # It may be the server that was held up: the broker tells.
+            # The delay may have been the server's: the broker's answer to a probe will show.
             self._until_asked = 0
             self._uplink.dismiss()
             if time.monotonic() - self._looked_at > _LOOKS_EVERY_S:
@@ -292,10 +292,10 @@ class Delivery:
     def _answers_acknowledge(self, sent_bytes: int) -> bool:
         """Whether the server's answer is all the acknowledgement that the next frame needs.
 
-        So it is as long as answers come in time, but for one frame in `_ASKED_EVERY`: what the broker says of it tells
-        how much later an answer comes. A frame that is not answered in time is sent again, and the broker asked. Where
-        one frame after the other measures a link that is not fast, the broker is asked of each: its word comes at once,
-        whatever the server has to do.
+        It is, as long as answers come in time, except for one frame in `_ASKED_EVERY`: the broker's acknowledgement of
+        that one shows how much later the answer comes. A frame that is not answered in time is sent again, and the
+        broker is asked. If each frame measures a link that is not fast, the broker is asked about every one: it answers
+        at once, however busy the server is.
         """
         if self._in_time < _ASKED_EVERY or not (self.packs or self._uplink.learns_little(sent_bytes)):
             self._until_asked = 0
@@ -306,7 +306,7 @@ class Delivery:
         return True
 
     def _sent(self) -> None:
-        """One frame fewer is in flight."""
+        """Note that one frame fewer is in flight."""
         self._sending -= 1
         if self._room_freed is not None and not self._room_freed.done():
             self._room_freed.set_result(None)

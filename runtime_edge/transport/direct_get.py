@@ -1,7 +1,7 @@
 """Reads what the broker keeps for a device: values of keys, news of them, and objects.
 
-It reads directly, by subject, and never through a consumer: a subject names everything that is requested, so the
-broker can restrict a device to its own.
+It reads directly, by subject, and never through a consumer: the subject alone identifies a request, so the broker can
+restrict a device to its own data.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PIECE_PATIENCE_S = 60.0
 _MAX_INFO_BYTES = 64 << 10
 _BRISK_S, _MOST_PIECES = 0.5, 16
 RECHECK_S = 1200.0
-"""How often a followed key is read again although no news of it came. It is read whole: a table is some 20 kB."""
+"""Seconds after which a followed key is read again without news of it. It is read whole: a table is some 20 kB."""
 
 
 class ObjectInfo(msgspec.Struct):
@@ -44,7 +44,7 @@ class ObjectInfo(msgspec.Struct):
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> ObjectInfo:
-        """Of the object `name`. Raises FormatError."""
+        """The description of the object `name`. Raises FormatError."""
         return decode(data, cls, f"object {name}: damaged in the broker's store", _MAX_INFO_BYTES)
 
 
@@ -78,12 +78,12 @@ async def news(
 
 
 async def _last(client: Client, stream: str, subject: str) -> RawStreamMsg | None:
-    """The last message a stream holds of a subject; None when it has none or is not there."""
+    """The last message that a stream holds on a subject; None if it has none, or if the stream does not exist."""
     try:
         return await client.jetstream().get_last_msg(stream, subject, direct=True)
     except (nats.js.errors.NotFoundError, nats.errors.NoRespondersError):
         return None
-    except (LookupError, ValueError, TypeError, AttributeError):  # of an answer that is none
+    except (LookupError, ValueError, TypeError, AttributeError):  # raised for an answer without a message
         raise nats.errors.ProtocolError from None
 
 
@@ -95,12 +95,12 @@ async def object_info(client: Client, name: str) -> ObjectInfo | None:
 
 
 async def fetch_object(client: Client, name: str, limit_bytes: int, on_piece: Callable[[int], None]) -> bytes:
-    """An object of the bundles store; `on_piece` is told of the bytes of each piece as it comes.
+    """An object from the bundles store; `on_piece` is called with the number of bytes of each piece that arrives.
 
     Raises LinkError, FormatError, and what the library raises.
 
-    Read a few pieces at a time, more of them the faster they come: a long way costs few round trips, and on a thin link
-    answers to frames wait behind one piece at most.
+    Read a few pieces at a time, more of them the faster they come: a long path then costs few round trips, and on a
+    thin link the answers to frames queue behind one piece at most.
     """
     stream, prefix = f"OBJ_{subjects.BUNDLES}", f"$O.{subjects.BUNDLES}"
     info = await object_info(client, name)
@@ -127,11 +127,11 @@ async def fetch_object(client: Client, name: str, limit_bytes: int, on_piece: Ca
 
 
 async def _batch(client: Client, stream: str, subject: str, sequence: int, count: int, room: int) -> list[Msg]:
-    """One to `count` messages of a subject, from a sequence on, which the broker sends in one go (NATS ADR-31).
+    """One to `count` messages of a subject, from a sequence number on, which the broker sends in one go (NATS ADR-31).
 
-    None is taken after those that hold `room` bytes or more. A broker that knows no batches (before 2.11) gives one.
+    Once they hold `room` bytes, no more are taken. A broker without batches (before 2.11) sends one message.
 
-    Raises NotFoundError when there is none, and what the library raises.
+    Raises NotFoundError if there is none, and what the library raises.
     """
     arrived, inbox = asyncio.Queue[Msg](), client.new_inbox()
     subscription, messages = await client.subscribe(inbox, cb=arrived.put), list[Msg]()
@@ -142,7 +142,7 @@ async def _batch(client: Client, stream: str, subject: str, sequence: int, count
             message = await next_within(arrived, _PIECE_PATIENCE_S)
             if message is None:
                 raise nats.errors.TimeoutError
-            if not message.data:  # the end of the batch, or there is nothing
+            if not message.data:  # the end of the batch, or nothing at all
                 break
             messages.append(message)
             room -= len(message.data)
@@ -157,16 +157,16 @@ async def _batch(client: Client, stream: str, subject: str, sequence: int, count
 
 
 def _value(stored: RawStreamMsg) -> bytes | None:
-    """What a key holds; None when the entry says that it was deleted."""
+    """The value of a key; None if the entry marks it as deleted."""
     return None if "KV-Operation" in (stored.headers or {}) else stored.data or None
 
 
 def _repeated(message: Msg) -> RawStreamMsg:
-    """A stored value that the broker has repeated to those who watch."""
+    """A stored value that the broker has repeated to its watchers."""
     return RawStreamMsg(seq=_sequence(message), data=message.data, headers=message.headers or {})
 
 
 def _sequence(message: Msg) -> int:
-    """A stored message's place in its stream; 0 when it does not say."""
+    """A stored message's position in its stream; 0 if it does not say."""
     sequence = (message.headers or {}).get("Nats-Sequence", "")
     return int(sequence) if sequence.isdecimal() else 0

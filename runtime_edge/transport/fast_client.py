@@ -1,7 +1,7 @@
 """The NATS client with a shortcut for what a device does for every window.
 
 nats-py hands a published message to a task that writes it, and passes a received one through a stream, a parser, a
-queue and another task. On a small device those turns of the event loop cost more than the work itself.
+queue and another task. On a small device these turns of the event loop cost more than the work itself.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from runtime_edge.formats.wire import MAX_FRAME_BYTES
 _LOG = logging.getLogger(__name__)
 _READ_BYTES = 64 << 10
 _MAX_BYTES = MAX_FRAME_BYTES + (64 << 10)
-"""Of one operation: a broker that announces more than any broker of ours lets through is not waited for."""
+"""The most bytes of one operation: a broker that announces more than any of ours would allow is disconnected."""
 
 Headers = Mapping[str, str]
 OnMessage = Callable[[str, bytes, str], None]
-"""Gets an answer's token, its data and its status (`503`: nobody listens), which most have not."""
+"""Called with an answer's token, its data and its status (`503`: nobody listens), which most answers lack."""
 
 
 class DirectClient(AnyAddressClient):
     """A connection that writes at once and hands over the answers of one inbox as they are read.
 
     Args:
-        on_message: called with each message below `inbox`. Must not block.
-        inbox: whose messages are taken [default: a new one with each connection]; the subscription is the caller's.
+        on_message: called with each message below `inbox`; must not block.
+        inbox: whose messages are taken [default: a new one for each connection]; the caller subscribes to it.
     """
 
     def __init__(self, on_message: OnMessage, inbox: str = "") -> None:
@@ -43,11 +43,11 @@ class DirectClient(AnyAddressClient):
         self._on_message = on_message
         self._socket: asyncio.Transport | None = None
         self._connection: Any = None
-        """The transport's socket, kept because TLS lets go of it before it says that the connection has ended."""
+        """The transport's socket, kept because TLS releases it before it reports that the connection has ended."""
         self._sorter: InboxSorter | None = None
         self._own_bytes, self._passed = 0, Passed(0, 0)
         self.by_kernel = False
-        """Whether the kernel has counted what `passed`."""
+        """Whether the kernel counted what `passed` returns."""
         self.inbox = self._fixed_inbox = inbox
 
     async def connect(self, *arguments: Any, **options: Any) -> None:
@@ -56,13 +56,13 @@ class DirectClient(AnyAddressClient):
         self._socket = self._transport._io_writer.transport  # type: ignore[union-attr]
         self.inbox = self._fixed_inbox or self.new_inbox()
         self._connection = self._socket.get_extra_info("socket")
-        # Nothing is subscribed to yet, so no message has come in part.
+        # Nothing is subscribed to yet, so no message can have been received in part.
         behind = cast(asyncio.Protocol, self._socket.get_protocol())
         self._sorter = InboxSorter(behind, self.inbox, self._on_message, self._acknowledge_later, self.passed)
         self._socket.set_protocol(self._sorter)
 
     def passed(self) -> Passed:
-        """What this connection has sent and received: by the kernel's count, or else its own, without any header."""
+        """What this connection has sent and received: by the kernel's count, or else its own, without headers."""
         counted = None if self._connection is None else tcp_info.passed(self._connection)
         if counted is not None:
             self._passed, self.by_kernel = counted, True
@@ -71,16 +71,16 @@ class DirectClient(AnyAddressClient):
         return self._passed
 
     def _acknowledge_later(self) -> None:
-        """Let TCP acknowledge two messages at once: the broker's answer and the server's come close together.
+        """Let TCP acknowledge two messages at once: the broker's and the server's answers come close together.
 
-        The kernel forgets it again, so it is said at every read. Only Linux can.
+        The kernel forgets this setting, so it is set again at every read. Linux only.
         """
         if self._connection is not None and hasattr(socket, "TCP_QUICKACK"):
             with contextlib.suppress(OSError):
                 self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
 
     def write_message(self, subject: str, payload: bytes, reply: str = "", headers: Headers | None = None) -> None:
-        """`publish`, but on its way when this returns: in a packet of its own unless the link is behind.
+        """Like `publish`, but sent by the time it returns: in a packet of its own unless the link is behind.
 
         It overtakes what the library has not written yet. Subjects and headers must be valid: nothing is checked.
         Raises what `publish` raises.
@@ -106,7 +106,7 @@ class DirectClient(AnyAddressClient):
 class InboxSorter(asyncio.BufferedProtocol):
     """Separates one inbox's messages from the broker's byte stream; the library gets the rest.
 
-    It reads into a buffer of its own: for any other protocol asyncio allocates 256 KiB at every read, whose pages come
+    It reads into a buffer of its own: for other protocols asyncio allocates 256 KiB at every read, whose pages come
     from the system each time.
     """
 
@@ -118,7 +118,7 @@ class InboxSorter(asyncio.BufferedProtocol):
         on_read: Callable[[], None] = lambda: None,
         on_lost: Callable[[], object] = lambda: None,
     ) -> None:
-        """`on_read` is called after each read, `on_lost` when the connection ends and its socket is still there."""
+        """`on_read` is called after each read, `on_lost` when the connection ends and its socket still exists."""
         self._behind, self._on_message, self._on_read, self._on_lost = behind, on_message, on_read, on_lost
         self.read_bytes = 0
         self._prefix = f"{inbox}.".encode()
@@ -130,7 +130,7 @@ class InboxSorter(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """See asyncio. Raises ValueError, which ends the connection, for what no broker of ours says."""
+        """See asyncio. Raises ValueError, which ends the connection, for anything that no broker of ours sends."""
         self.read_bytes += nbytes
         data, start, stop = self._begun + self._buffer[:nbytes], 0, 0
         others = []

@@ -1,8 +1,8 @@
 """Frames between the encoder and the broker: kept on disk, and counted exactly once.
 
-Called in the worker's thread (`runtime_edge.base.worker.Worker`), except `settle_soon`, so that what is counted and
-what lies on the disk always agree. A frame that has no place on the disk may still be on its way; only when that
-fails, too, it is dropped, with the reason it had no place.
+Called in the worker's thread (`runtime_edge.base.worker.Worker`), except `settle_soon`, so that the counts and the
+disk always agree. A frame that the disk refused may still be on its way; only if sending fails as well is it dropped,
+and counted under the reason why the disk refused it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class FrameStore:
     """Adds frames to the spool, removes them once the broker has them, and keeps the accounting in step.
 
     Args:
-        spool: where they lie; what earlier runs have left in it is sent as well.
-        own: beginning of this run's message ids.
-        accounting: what becomes of this run's windows, and of the inherited frames.
+        spool: where frames are kept; those left by earlier runs are sent as well.
+        own: the beginning of this run's message ids.
+        accounting: counts the fate of this run's windows, and of inherited frames.
 
     Raises:
         SpoolError: the disk fails.
@@ -56,7 +56,7 @@ class FrameStore:
         self._account_damage()
 
     def keep_local(self) -> None:
-        """Count a window of this run that is not to be shipped."""
+        """Count a window of this run that is not shipped."""
         self._accounting.captured += 1
         self._accounting.kept_local += 1
 
@@ -78,7 +78,7 @@ class FrameStore:
         self._finished.append((message_id, delivered))
 
     def settle(self, message_id: str, delivered: bool, with_next_put: bool = False) -> None:
-        """The attempt to send a claimed frame is over."""
+        """End the attempt to send a claimed frame, and record its outcome."""
         self._settle(message_id, delivered, with_next_put)
         self._account_damage()
 
@@ -96,13 +96,13 @@ class FrameStore:
             self._drop(message_id, reason)
 
     def give_up(self) -> None:
-        """Settle all claimed frames, when sending has ended."""
+        """Settle all claimed frames after sending has ended."""
         self._settle_due()
         for message_id in list(self._claimed):
             self.settle(message_id, delivered=False)
 
     def is_own(self, message_id: str) -> bool:
-        """Whether a frame is of this run."""
+        """Whether a frame belongs to this run."""
         return message_id.startswith(self.own)
 
     def report(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class FrameStore:
         return self._accounting.report(self.depth())
 
     def depth(self) -> int:
-        """How many frames are spooled. Raises SpoolError."""
+        """The number of spooled frames. Raises SpoolError."""
         self._settle_due()
         return self.spool.depth()
 
@@ -128,11 +128,11 @@ class FrameStore:
         while self._finished:
             self._settle(*self._finished.popleft(), with_next_put)
         if not with_next_put:
-            self.spool.ack([])  # those that waited for a put
+            self.spool.ack([])  # acknowledgements that waited for a put
             self._account_damage()
 
     def _not_spooled(self, message_id: str, reason: DropReason) -> None:
-        """A frame is not on the disk (any more)."""
+        """Account for a frame that is not, or no longer, on the disk."""
         own = self.is_own(message_id)
         self._accounting.inherited -= not own
         if message_id in self._claimed:
@@ -148,7 +148,7 @@ class FrameStore:
             self._accounting.inherited_dropped += 1
 
     def _account_damage(self) -> None:
-        """A damaged spool has lost frames: they are gone, but for what is on its way."""
+        """Account for frames lost in a damaged spool: all are gone but those on their way."""
         losses = self.spool.losses
         if losses == self._losses:
             return

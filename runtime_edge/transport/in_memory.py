@@ -1,4 +1,4 @@
-"""A broker in memory, for tests of what talks to one."""
+"""A broker in memory, for tests of code that talks to one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _STORED = b'{"stream":"ACTIVATIONS"}'
 
 
 class InMemoryTransport:
-    """Keeps what a device sends, and gives it what a test has put there (`runtime_edge.transport.protocol`).
+    """Keeps what a device sends, and serves what a test has put there (`runtime_edge.transport.protocol`).
 
     Args:
         answer: the server's reply to window `index` with this frame; None: no reply.
-        device: whose values `put` stores.
+        device: the device under whose name `put` stores values.
     """
 
     def __init__(
@@ -33,30 +33,30 @@ class InMemoryTransport:
         self.frames: dict[str, bytes] = {}
         """Stored frames by message id."""
         self.sent = 0
-        """Frames that came, those that came again included."""
+        """Frames that arrived, including repeated ones."""
         self.acknowledged = 0
-        """Frames whose acknowledgement was asked of the broker, and came."""
+        """Frames for which the device asked for the broker's acknowledgement and got it."""
         self.filler_bytes = 0
         self.published: list[tuple[str, bytes]] = []
         self.values: dict[tuple[str, str], bytes] = {}
-        """By bucket and key."""
+        """Values by bucket and key."""
         self.objects: dict[str, bytes] = {}
         self.stores = True
         """Whether frames are stored and acknowledged; otherwise they are lost."""
         self.up = self.down = self.updates = 0
-        """Bytes of what was sent, and of what came, without any header."""
+        """Bytes sent and received, without any headers."""
         self._answer, self._device = answer, device
         self._pending = PendingAnswers()
         self._watches: list[tuple[str, str, OnChange]] = []
 
     @property
     def connected(self) -> bool:
-        """Until `disconnect`, and again after `reconnect`; not while it is held."""
+        """True until `disconnect`, and again after `reconnect`; False while the link is held."""
         return not self.trouble and not self.held
 
     @property
     def since_fetch_s(self) -> float:
-        """Nothing takes time here."""
+        """Always 0: nothing takes time here."""
         return math.inf
 
     @property
@@ -69,22 +69,22 @@ class InMemoryTransport:
         return Traffic(self.up, self.down, self.updates)
 
     def disconnect(self) -> None:
-        """Lose the connection, and what is not acknowledged yet."""
+        """Lose the connection, and everything not acknowledged yet."""
         self.trouble = "disconnected"
         self._pending.connection_lost()
 
     def reconnect(self) -> None:
-        """Connect again; watchers hear of the next change."""
+        """Connect again; watchers are told about the next change."""
         self.trouble = ""
 
     def reply(self, reply: Reply) -> None:
-        """Give the device a reply of the server."""
+        """Deliver a reply of the server to the device."""
         data = encode_reply(reply)
         self.down += len(data)
         self._pending.receive("", data, "")
 
     async def change(self, bucket: str, key: str, value: bytes) -> None:
-        """Set a value and return once all who watch it have taken it."""
+        """Set a value and return once all its watchers have taken it."""
         self.values[bucket, key] = value
         for watched_bucket, watched_key, on_change in self._watches:
             if (watched_bucket, watched_key) == (bucket, key):
@@ -188,7 +188,7 @@ class InMemoryTransport:
 
 
 def _windows(first: int, frame: bytes) -> list[int]:
-    """Of a frame; what is none, as some tests send, is one window."""
+    """The indices of a frame's windows; anything that is not a frame, as some tests send, is one window."""
     try:
         return [header.window for header, _ in decode_frame(frame)]
     except FrameError:

@@ -13,47 +13,47 @@ from typing import NamedTuple, Protocol
 from runtime_edge.formats.wire import MAX_WINDOWS, FrameHeader, decode_frame, encode_frames
 
 PACKED_S = 2.0
-"""A deadline of so long, or longer, lets windows wait for each other."""
+"""With a deadline at least this long, s, windows wait for each other."""
 RESERVE_S = 0.4
-"""Of the deadline, at least, for the way and the server."""
+"""Part of the deadline reserved for the network and the server, s."""
 _MOST_BYTES = 256 << 10
 _HOPS_ALONE = 3
-"""When no window has come for so long, none is waited for: the audio has ended or fallen silent."""
+"""If no window has come for this many hops, none is waited for: the audio has ended or fallen silent."""
 
 
 class WaitingWindow(NamedTuple):
-    """A window whose frame waits for company."""
+    """A window whose frame waits for others."""
 
     message_id: str
     header: FrameHeader
     payload: bytes
     frame: bytes
     embedding: bool
-    """Whether the answer is to bring one."""
+    """Whether its answer is to include an embedding."""
     decided: asyncio.Future[bool]
-    """Gets whether the broker has stored it."""
+    """Receives whether the broker has stored it."""
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What windows of one message have in common."""
+        """What the windows of one message must have in common."""
         return (*self.header[2:6], *self.header[7:], self.embedding)
 
 
 class Timer(Protocol):
-    """What will happen at a time (`asyncio.TimerHandle`)."""
+    """A scheduled call (`asyncio.TimerHandle`)."""
 
     def cancel(self) -> None:
-        """Let it not happen."""
+        """Cancel the call."""
 
 
 class Timers(Protocol):
     """The part of an event loop that is needed here."""
 
     def time(self) -> float:
-        """Seconds."""
+        """The loop's time, s."""
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
-        """Call back at a time."""
+        """Schedule a call at a time."""
 
 
 class Packer:
@@ -69,8 +69,8 @@ class Packer:
     def add(
         self, message_id: str, frame: bytes, embedding: bool, decided: asyncio.Future[bool], hold_s: float, hop_s: float
     ) -> None:
-        """Take a window's frame, to be sent within `hold_s`. It is sent now where the next one, after `hop_s`, would
-        come too late, and soon where none comes.
+        """Take a window's frame, to be sent within `hold_s`. It is sent now if the next one, after `hop_s`, would
+        come too late, and soon if none comes.
         """
         (header, payload), *_ = decode_frame(frame)
         window = WaitingWindow(message_id, header, payload, frame, embedding, decided)
@@ -86,7 +86,7 @@ class Packer:
             self.flush()
 
     def flush(self) -> None:
-        """Send what waits."""
+        """Send the waiting windows."""
         self._cancel()
         self._due = math.inf
         windows, self._waiting = self._waiting, []
@@ -96,7 +96,7 @@ class Packer:
             self._send(windows, encode_frames([(window.header, window.payload) for window in windows]))
 
     def forget(self) -> None:
-        """Drop what waits: it stays in the spool."""
+        """Drop the waiting windows: they stay in the spool."""
         self._cancel()
         self._due = math.inf
         self._waiting.clear()

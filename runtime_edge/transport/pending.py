@@ -1,7 +1,7 @@
 """Pending answers of a connection: pings, the broker's acknowledgements and the server's replies.
 
-All arrive on one subscription, whose name changes with each connection. A pending answer is a callback, so that no
-asyncio task is needed for a frame.
+All arrive on one subscription, whose name changes with each connection. A pending answer is a callback, so a frame
+needs no asyncio task.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from runtime_edge.transport.protocol import LateReply, OnAnswer, OnStored
 
 _LOG = logging.getLogger(__name__)
 _NEWEST = 0.25
-"""Weight of the newest in a mean."""
+"""Weight of the newest value in a mean."""
 _MOST_SERVER = 50
-"""Of a time at least this part is the link's, whatever the server says of its own."""
+"""At least this fraction (1/50) of a time counts as the link's, whatever the server says about its own."""
 _NOBODY = "503"
 """The broker's status for a subject that has neither a subscriber nor a stream."""
 
 
 class _Acknowledgement(msgspec.Struct):
-    """What JetStream says of a message, as far as it matters here."""
+    """JetStream's acknowledgement of a message, as far as it matters here."""
 
     stream: str = ""
     error: dict[str, object] | None = None
@@ -43,7 +43,7 @@ class _Awaited(NamedTuple):
     timeout_s: float
     since: float
     window: int | None
-    """Its first, where that is answered."""
+    """Its first window, if that is answered."""
 
     @property
     def due(self) -> float:
@@ -58,25 +58,25 @@ class PendingAnswers:
 
     def __init__(self) -> None:
         self.name = ""
-        """Of the present connection's inbox; subjects of answers are `<name>.<token>`."""
+        """Name of the present connection's inbox; answers come on `<name>.<token>`."""
         self.bad_replies = 0
         self.on_late_reply: LateReply = _drop
-        """Gets the server's replies that come after their deadline."""
+        """Called with replies of the server that come after their deadline."""
         self.on_overdue: Callable[[], None] = lambda: None
-        """Called when the broker has not acknowledged something in time."""
+        """Called if the broker has not acknowledged something in time."""
         self._replies: dict[int, tuple[OnAnswer, float]] = {}
         self._stored: dict[str, _Awaited] = {}
         self._stored_at: tuple[int, float] | None = None
         """The first window of the message that the broker acknowledged last, and when."""
         self._behind_s = 0.0
-        """How much later than the broker's acknowledgement the server's answer comes, its own time not counted."""
+        """How much later than the broker's acknowledgement the server's answer comes, without the server's own time."""
         # One timer for all: most answers come long before they are due.
         self._timer: asyncio.TimerHandle | None = None
         self._ping: tuple[str, Callable[[float], None], float] | None = None
         self._sent = 0
 
     def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
-        """Call back with the server's answer to this window, or None when it has not come in `deadline_s`."""
+        """Call back with the server's answer to this window, or None if it does not come within `deadline_s`."""
         due = asyncio.get_running_loop().time() + deadline_s
         self._replies[window] = on_answer, due
         self._wake_by(due)
@@ -84,9 +84,9 @@ class PendingAnswers:
     def acknowledgement(
         self, timeout_s: float, on_stored: OnStored, window: int | None = None, by_answer: bool = False
     ) -> str:
-        """The token of a message's acknowledgement. The callback is called exactly once, with success or failure.
+        """The token for a message's acknowledgement. The callback is called exactly once, with success or failure.
 
-        It is a failure when the broker refuses the message, does not answer within `timeout_s`, or is lost. With
+        It is a failure if the broker refuses the message, does not answer within `timeout_s`, or is lost. With
         `by_answer` the server's reply to `window`, the message's first, is the acknowledgement.
         """
         self._sent += 1
@@ -96,7 +96,7 @@ class PendingAnswers:
         return token
 
     def not_sent(self, token: str) -> None:
-        """Forget a message that nobody can acknowledge."""
+        """Forget a message that was not sent, so nobody can acknowledge it."""
         self._stored.pop(token, None)
 
     def round_trip(self, on_answer: Callable[[float], None]) -> str:
@@ -107,7 +107,7 @@ class PendingAnswers:
         return f"{self.name}.{token}"
 
     def connection_lost(self) -> None:
-        """Fail all pending acknowledgements. Pending replies run into their own deadlines."""
+        """Fail all pending acknowledgements. Pending replies time out at their own deadlines."""
         for token in list(self._stored):
             self._fail(token, "the connection was lost")
 
@@ -119,10 +119,10 @@ class PendingAnswers:
             _, on_answer, since = self._ping
             self._ping = None
             on_answer(time.monotonic() - since)
-        elif not token.startswith(("a", "p")):  # else one that came too late
+        elif not token.startswith(("a", "p")):  # otherwise it is an answer that came too late
             self._replied(data)
         if self._timer is not None and not self._stored and not self._replies:
-            self._timer.cancel()  # or it would wake a device that has nothing to do
+            self._timer.cancel()  # otherwise it would wake a device that has nothing to do
             self._timer = None
 
     def _acknowledged(self, token: str, data: bytes, status: str) -> None:
@@ -139,8 +139,8 @@ class PendingAnswers:
         message.on_stored(now - message.since)
 
     def _is_stored(self, reply: Reply) -> None:
-        """The server has got what the reply is to, so the broker had it. How long the way took is the time without the
-        server's own, and without what answers come later by than the broker's acknowledgements.
+        """Take a reply as proof that the broker had stored the frame. The time counted is without the server's own,
+        and without what the answer usually takes longer than the broker's acknowledgement.
         """
         now, server_s = asyncio.get_running_loop().time(), reply.server_us / 1e6
         if self._stored_at is not None and self._stored_at[0] == reply.window:
@@ -153,17 +153,17 @@ class PendingAnswers:
             message.on_stored(max(passed_s - server_s - self._behind_s, passed_s / _MOST_SERVER))
 
     def _wake_by(self, due: float) -> None:
-        """See to it that overdue answers are looked for at a time of the loop, or before."""
+        """Make sure that overdue answers are looked for at `due` (the loop's time) or before."""
         if self._timer is None or due < self._timer.when():
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = asyncio.get_running_loop().call_at(due, self._give_up_overdue)
 
     def _give_up_overdue(self) -> None:
-        """Give up what is overdue, and set the timer for what is due next."""
+        """Give up overdue answers, and set the timer for the next one due."""
         loop = asyncio.get_running_loop()
         now, self._timer = loop.time(), None
-        # Called one by one by the loop: one that raises takes nothing from the others.
+        # The loop calls each separately, so an exception in one does not affect the others.
         for token in [token for token, message in self._stored.items() if message.due <= now]:
             message = self._stored.pop(token)
             loop.call_soon(self.on_overdue)
@@ -195,7 +195,7 @@ class PendingAnswers:
 
 
 def _of_answer(window: int | None) -> str:
-    """Stands for an acknowledgement that the server gives."""
+    """The token that stands for an acknowledgement by the server's answer."""
     return f"w{window}"
 
 

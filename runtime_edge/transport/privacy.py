@@ -1,8 +1,8 @@
-"""The privacy floor (`--min-cut`): nothing earlier than a cut ever leaves the device, whoever asks for it.
+"""The privacy floor (`--min-cut`): nothing earlier than this cut ever leaves the device, whoever asks for it.
 
-Two places keep it: the splitter never chooses an earlier cut, whatever a table or exploration says, and frames that an
-earlier run spooled without this floor are dropped before anything is sent. With `local` as the floor no frame leaves
-at all.
+It is enforced in two places: the splitter never chooses an earlier cut, whatever a table or exploration says, and
+frames that an earlier run spooled without this floor are dropped before anything is sent. With `local` as the floor no
+frame leaves at all.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def floor_index(manifest: Manifest, min_cut: str | None) -> int:
 
 
 def drop_below_floor(spool: Spool, state: Path, manifest: Manifest, min_cut: str | None) -> int:
-    """Drop what runs under another floor have spooled and this one would not ship; returns how many frames.
+    """Drop spooled frames of runs with another floor that this one would not ship; returns how many.
 
-    Which floor the spooled frames were made under is in `<state>/privacy-floor`. When it was another one, frames
-    of other generations go, too: their cuts may have been others. Raises BundleError or SpoolError.
+    `<state>/privacy-floor` holds the floor under which the spooled frames were made. If that differs, frames of other
+    generations are dropped as well, because their cuts may have differed. Raises BundleError or SpoolError.
     """
     floor, note = floor_index(manifest, min_cut), state / "privacy-floor"
     try:
@@ -41,7 +41,7 @@ def drop_below_floor(spool: Spool, state: Path, manifest: Manifest, min_cut: str
     if before == (min_cut or ""):
         return 0
     dropped = spool.discard(lambda frame: floor > 0 and not _may_leave(frame, manifest.info, floor))
-    with contextlib.suppress(OSError):  # on a full disk this run keeps its floor, and the next one looks again
+    with contextlib.suppress(OSError):  # on a full disk this run keeps its floor, and the next one checks again
         write_checked(note, (min_cut or "").encode())
     return dropped
 

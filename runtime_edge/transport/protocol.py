@@ -1,7 +1,7 @@
 """What a device needs from its link to the broker, however the link is implemented.
 
-`runtime_edge.transport.connection` is the link to a real broker; `runtime_edge.transport.in_memory` holds what it is
-sent, for tests. Everything is called in the event loop's thread.
+`runtime_edge.transport.connection` is the link to a real broker; `runtime_edge.transport.in_memory` keeps everything in
+memory, for tests. All methods are called in the event loop's thread.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from runtime_edge.errors import LinkError
 from runtime_edge.formats.wire import Reply
 
 FRAME_OVERHEAD_BYTES = 160
-"""Subject, headers and protocol text that go with a frame, for the bandwidth estimate."""
+"""Subject, headers and protocol text that accompany a frame, for the bandwidth estimate."""
 
 OnAnswer = Callable[[Reply | None], None]
 OnStored = Callable[[float | LinkError], None]
-"""Gets the seconds until the broker has stored a message, or why it has not."""
+"""Called with the seconds until the broker has stored a message, or with the reason why it has not."""
 OnChange = Callable[[str, bytes], Awaitable[None]]
-"""Gets a key and its value."""
+"""Called with a key and its value."""
 LateReply = Callable[[Reply], None]
 
 
 class Transport(Protocol):
-    """A link that may be down at any time, and comes back by itself."""
+    """A link that may be down at any time, and recovers by itself."""
 
     held: str
-    """Why nothing is sent although there may be a connection; empty while it is. Set by who paces (`budgets`)."""
+    """Why nothing is sent although there may be a connection; empty while sending. Set by `budgets`."""
     withheld: int
-    """Events that were not published therefore."""
+    """Events that were not published for this reason."""
 
     @property
     def url(self) -> str:
-        """Where the broker is."""
+        """The broker's address."""
 
     @property
     def connected(self) -> bool:
-        """Whether frames can be published now, and their answers received, and nothing is held. From any thread."""
+        """Whether frames can be published and their answers received now, and nothing is held. From any thread."""
 
     @property
     def trouble(self) -> str:
@@ -46,23 +46,23 @@ class Transport(Protocol):
 
     @property
     def since_fetch_s(self) -> float:
-        """Seconds since something was last fetched; 0 while it is, infinite before the first time."""
+        """Seconds since something was last fetched; 0 during a fetch, infinite before the first one."""
 
     @property
     def counted_by(self) -> str:
         """What counts `traffic`, in words."""
 
     def traffic(self) -> Traffic:
-        """What has passed the interface for this link so far, over reconnections."""
+        """Traffic of this link on the interface so far, across reconnections."""
 
     def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
-        """Call back with the answer to this window, or None when it has not come in time; call before `send`.
+        """Call back with the answer to this window, or None if it does not come in time; call before `send`.
 
-        An answer that comes later goes to whom `on_late_reply` names.
+        A later answer goes to the callback of `on_late_reply`.
         """
 
     def on_late_reply(self, late_reply: LateReply) -> None:
-        """Call back with replies that come after their deadline; before this call they are dropped."""
+        """Call back with replies that come after their deadline; until this is called they are dropped."""
 
     def send(
         self,
@@ -76,19 +76,19 @@ class Transport(Protocol):
     ) -> None:
         """Publish one frame; call back with the seconds until the broker has stored it, or with why it has not.
 
-        The server answers `window`, the frame's first, and those behind it; without `embedding` only where something is
-        wrong, and not at all when `window` is None. With `by_answer` that answer is the acknowledgement: the broker is
-        not asked for one, and the server's own time is not counted. Raises LinkError when it cannot be sent, and then
-        does not call back; otherwise it may have arrived even so, and sending it again is harmless.
+        The server answers `window`, the frame's first, and those after it; without `embedding` only if something is
+        wrong, and not at all if `window` is None. With `by_answer` that answer is the acknowledgement: the broker is
+        not asked for one, and the server's own time is not counted. Raises LinkError if it cannot be sent, and then
+        does not call back. If the callback gets an error, it may still have arrived; sending it again is harmless.
         """
 
     def ping(self, on_answer: Callable[[float], None]) -> None:
         """Measure an empty round trip to the broker; the callback gets the seconds it took. Raises LinkError."""
 
     async def bandwidth_probe(self, filler: bytes) -> tuple[float, float]:
-        """Send two pings around `filler`; return the first one's seconds and the delay of the second behind it.
+        """Send two pings around `filler`; returns the first one's seconds and by how much the second came later.
 
-        Raises LinkError when an answer does not come in time.
+        Raises LinkError if an answer does not come in time.
         """
 
     async def publish(self, subject: str, data: bytes) -> None:
@@ -98,13 +98,13 @@ class Transport(Protocol):
         """Store a value under this device's name, best effort."""
 
     async def watch(self, bucket: str, keys: list[str], on_change: OnChange) -> None:
-        """Call back with the present and every later value of the keys, over reconnections too."""
+        """Call back with the present and every later value of the keys, across reconnections."""
 
     async def value(self, bucket: str, key: str) -> bytes | None:
-        """The present value of a key, or None. Raises LinkError when the broker does not answer."""
+        """The present value of a key, or None. Raises LinkError if the broker does not answer."""
 
     async def object_bytes(self, name: str) -> int | None:
-        """How long an object of the bundles store is; None where there is none. Raises LinkError."""
+        """The size in bytes of an object in the bundles store; None if there is none. Raises LinkError."""
 
     async def fetch(self, name: str, limit_bytes: int) -> bytes:
-        """An object of the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError."""
+        """An object from the bundles store, at most `limit_bytes` long. Raises LinkError or FormatError."""

@@ -6,18 +6,18 @@
         send(item.payload)
     spool.ack([item.message_id])
 
-What survives: every `put` that returned survives the death of the process, SIGKILL included. A power cut
-never damages the spool, but may take the last half minute of puts or so (until Linux writes them out by
-itself). With `power_safe=True` every put and ack waits for the disk: 5 to 50 ms on an SD card, and wear.
+What survives: every `put` that has returned survives the death of the process, SIGKILL included. A power cut
+never damages the spool, but may lose the last half minute of puts or so (until Linux writes them out).
+With `power_safe=True` every put and ack waits for the disk: 5 to 50 ms on an SD card, and wear.
 
 | trouble | what the device loop sees |
 |---|---|
-| the spool is full | the least informative frame goes: lowest uncertainty, then oldest; `dropped` counts it |
+| the spool is full | the least informative frame is dropped (lowest uncertainty, then oldest); `dropped` counts it |
 | a frame is damaged | it is dropped; logged, counted in `damaged` |
 | the database is damaged | moved to `<path>.corrupt`; a new one holds the frames that can be read |
-| frames are missing | (the file deleted, its log gone, an older copy) counted in `damaged`, as `<path>.note` tells |
+| frames are missing | (file deleted, its log gone, an older copy) counted in `damaged`, going by `<path>.note` |
 | the disk is full or fails | SpoolError; what is stored stays, the next call tries again |
-| ... while acking | no error: the frames are hidden, and deleted by the next call that works |
+| ... while acking | no error: the frames are hidden, and deleted by the next call that succeeds |
 
 The device catches SpoolError, counts the window and continues.
 """
@@ -41,7 +41,7 @@ from runtime_edge.transport.spool.spool_database import SpoolDatabase
 from runtime_edge.transport.spool.spool_totals import Totals
 
 ROW_BYTES = 128
-"""What a frame counts beyond its payload: its row and its place in two indices."""
+"""What a frame counts beyond its payload: its row and its entries in two indices."""
 
 _LOG = logging.getLogger(__name__)
 _SELECT = f"SELECT place, {spool_file.COLUMNS} FROM frames"  # noqa: S608
@@ -66,7 +66,7 @@ class SpooledFrame:
 
 @dataclass(frozen=True, slots=True)
 class SpoolCounters:
-    """Frames since the spool was made, restarts included; `put - acked - dropped` are in it now."""
+    """Counts since the spool was created, across restarts; it now holds `put - acked - dropped` frames."""
 
     put: int
     acked: int
@@ -74,7 +74,7 @@ class SpoolCounters:
 
 
 class _Change:
-    """One transaction, and what it does."""
+    """One transaction, and what it changes."""
 
     __slots__ = ("acked", "before", "bytes", "damaged", "db", "dropped", "newest", "put", "removed", "stored")
 
@@ -85,14 +85,14 @@ class _Change:
         self.removed: list[int] = []
 
     def remove(self, message_id: str, place: int, payload_bytes: int) -> None:
-        """Remove the frame that was read at a place."""
+        """Remove the frame that was read at `place`."""
         if self.db.execute("DELETE FROM frames WHERE place = ?", (place,)).rowcount != 1:
             raise spool_file.Damage(f"frame {message_id} is not where it was read")
         self.bytes -= payload_bytes + ROW_BYTES
         self.removed.append(place)
 
     def totals(self) -> Totals:
-        """The counters once it is done."""
+        """The counters after the transaction."""
         put, acked, dropped, stored_bytes, _ = self.before
         if self.newest in self.removed:
             (self.newest,) = self.db.execute("SELECT coalesce(max(place), 0) FROM frames").fetchone()
@@ -114,13 +114,13 @@ class SpoolState:
 class Spool:
     """Bounded queue on disk (SQLite, write-ahead log).
 
-    Any method may be called from any thread; calls wait for each other. One process writes at a time, others
-    may read the file. The file's size on disk stays below about 1.5 times `max_bytes` plus 8 MiB.
+    Any method may be called from any thread; calls wait for each other. Only one process may write at a time; others
+    may read the file. Its size on disk stays below about 1.5 times `max_bytes` plus 8 MiB.
 
     Args:
-        path: the database file; its directory is made.
+        path: the database file; its directory is created.
         max_bytes: bound on the payloads plus `ROW_BYTES` for each frame.
-        power_safe: see the module's text.
+        power_safe: see the module's docstring.
 
     Raises:
         SpoolError: the file belongs to another program or a newer version, or the disk refuses.
@@ -140,10 +140,10 @@ class Spool:
         self.counters()
 
     def put(self, message_id: str, index: int, payload: builtins.bytes, uncertainty: float) -> list[str]:
-        """Store one frame; it is durable when this returns (see the module's text).
+        """Store one frame; it is durable when this returns (see the module's docstring).
 
-        A full spool drops its least informative frames, which may be this one; returns their ids. An id that is
-        already stored changes nothing. An uncertainty that is not a finite number counts as 0.
+        A full spool drops its least informative frames, perhaps this one; returns the ids of those dropped. An id that
+        is already stored changes nothing. An uncertainty that is not a finite number counts as 0.
 
         Raises:
             SpoolError: the frame alone is larger than the spool, or the disk is full or fails.
@@ -174,7 +174,7 @@ class Spool:
     def oldest(self, limit: int) -> list[SpooledFrame]:
         """Return up to `limit` frames in the order they were put; they stay until acknowledged.
 
-        Frames that are not as they were put are dropped on the way.
+        Damaged frames are dropped on the way.
 
         Raises:
             SpoolError: the disk fails.
@@ -217,9 +217,9 @@ class Spool:
         return dropped
 
     def ack(self, message_ids: Iterable[str], with_next_put: bool = False) -> None:
-        """Remove frames the server has; unknown ids change nothing. A disk that refuses raises nothing.
+        """Remove frames that the server has; unknown ids change nothing. A failing disk raises nothing here.
 
-        With `with_next_put` the disk is written once for both; a process that dies before sends the frames again.
+        With `with_next_put` the disk is written once for both; a process that dies in between sends the frames again.
         """
         with self._lock:
             for message_id in message_ids:
@@ -228,32 +228,32 @@ class Spool:
                 self._write_pending()
 
     def state(self) -> SpoolState:
-        """What is in it now. Raises SpoolError when the disk fails."""
+        """What the spool holds now. Raises SpoolError if the disk fails."""
         return SpoolState(self.depth(), self.bytes(), self._max_bytes, self.recoveries)
 
     def depth(self) -> int:
-        """Number of frames stored and not acknowledged. Raises SpoolError when the disk fails."""
+        """Number of frames stored and not acknowledged. Raises SpoolError if the disk fails."""
         with self._lock:
             return self._totals().frames - self._hidden("")
 
     def count(self, prefix: str) -> int:
-        """How many of them have an id that begins with `prefix`. Raises SpoolError when the disk fails."""
+        """How many of them have an id that begins with `prefix`. Raises SpoolError if the disk fails."""
         select = "SELECT count(*) FROM frames WHERE message_id >= ? AND message_id < ?"
         with self._lock:
             (frames,) = self._guarded(lambda: self._db.execute(select, (prefix, prefix + "\U0010ffff")).fetchone())
             return int(frames) - self._hidden(prefix)
 
     def holds(self, message_id: str) -> bool:
-        """Whether a frame is stored and not acknowledged. Raises SpoolError when the disk fails."""
+        """Whether a frame is stored and not acknowledged. Raises SpoolError if the disk fails."""
         with self._lock:
             return message_id not in self._acked and self._guarded(lambda: self._find(self._db, message_id)) is not None
 
     def bytes(self) -> int:
-        """Bytes counted against `max_bytes`. Raises SpoolError when the disk fails."""
+        """Bytes counted against `max_bytes`. Raises SpoolError if the disk fails."""
         return self._totals().bytes
 
     def counters(self) -> SpoolCounters:
-        """Frames put, acknowledged and dropped so far. Raises SpoolError when the disk fails."""
+        """Frames put, acknowledged and dropped so far. Raises SpoolError if the disk fails."""
         totals = self._totals()
         return SpoolCounters(totals.put, totals.acked, totals.dropped)
 
@@ -266,17 +266,17 @@ class Spool:
 
     @property
     def losses(self) -> int:
-        """Changes whenever frames were lost to damage or the database was rebuilt."""
+        """A number that changes whenever frames were lost to damage or the database was rebuilt."""
         return self._database.recoveries + self._database.damaged
 
     @property
     def recoveries(self) -> int:
-        """Damaged databases rebuilt since this object was made."""
+        """Damaged databases rebuilt since this object was created."""
         return self._database.recoveries
 
     @property
     def damaged(self) -> int:
-        """Frames lost to damage since then, as far as it was noticed: changed, unreadable or missing ones."""
+        """Frames known to be lost to damage since then: changed, unreadable or missing ones."""
         return self._database.damaged
 
     @property
@@ -289,11 +289,11 @@ class Spool:
         return self._guarded(lambda: (self._db, self._database.totals)[1])
 
     def _hidden(self, prefix: str) -> int:
-        """Stored frames that are acknowledged and not yet deleted."""
+        """Stored frames that are acknowledged but not deleted yet."""
         return sum(place is not None and key.startswith(prefix) for key, place in self._acked.items())
 
     def _read(self, row: tuple[int, str, int, float, builtins.bytes, int]) -> SpooledFrame | None:
-        """The frame in a row, None when it is not what was put; the next change drops it then."""
+        """The frame in a row; None if it is not as it was put, and then the next change drops it."""
         place, message_id, index, uncertainty, payload, _ = row
         if place not in self._damaged_places and spool_file.is_intact(row[1:]):
             return SpooledFrame(message_id, index, payload, uncertainty)
@@ -301,12 +301,12 @@ class Spool:
         return None
 
     def _find(self, db: sqlite3.Connection, message_id: str) -> tuple[int, int] | None:
-        """Where a frame lies, and the bytes of its payload."""
+        """Place of a frame, and the size of its payload."""
         known: tuple[int, int] | None = self._places.get(message_id)
         return known or db.execute(_FIND, (message_id,)).fetchone()
 
     def _write_pending(self) -> None:
-        """Delete what is acknowledged or damaged, now or, when the disk refuses, later."""
+        """Delete acknowledged and damaged frames, now or, if the disk refuses, later."""
         with self._lock:
             if self._acked or self._damaged_places:
                 try:
@@ -324,7 +324,7 @@ class Spool:
             for place in self._damaged_places:
                 change.remove("", place, 0)
             change.damaged = len(self._damaged_places)
-            # What a damaged row once counted is not known.
+            # It is not known how much a damaged row once counted.
             change.bytes = spool_file.count_frames(change.db, ROW_BYTES).bytes - change.before.bytes
 
     def _drop_excess(self, change: _Change) -> list[str]:
@@ -339,14 +339,14 @@ class Spool:
         return dropped
 
     def _remember(self, message_id: str, place: int, payload_bytes: int) -> None:
-        """Where a frame lies, as it was put or read: it is removed by its place."""
+        """Remember the place of a frame that was put or read: it is removed by its place."""
         self._places.pop(message_id, None)
         self._places[message_id] = place, payload_bytes
         if len(self._places) > _REMEMBERED:
             del self._places[next(iter(self._places))]
 
     def _changed(self, work: Callable[[_Change], _Result]) -> _Result:
-        """Do something and delete what is acknowledged in one transaction, under `_guarded`."""
+        """Do something and delete acknowledged frames in one transaction, under `_guarded`."""
 
         def transaction() -> _Result:
             change = _Change(self._db, self._database.totals)
@@ -366,7 +366,7 @@ class Spool:
         return self._guarded(transaction)
 
     def _committed(self, change: _Change) -> None:
-        """Forget what was removed, remember what was put."""
+        """Forget removed frames, remember the stored one."""
         for message_id in self._acked:
             self._places.pop(message_id, None)
         if change.dropped or change.damaged:
@@ -377,7 +377,7 @@ class Spool:
         self._damaged_places.clear()
 
     def _guarded(self, operation: Callable[[], _Result]) -> _Result:
-        """Run under the lock; rebuild a damaged database once, turn what the disk refuses into SpoolError."""
+        """Run under the lock; rebuild a damaged database once, and turn a failing disk into SpoolError."""
         with self._lock:
             try:
                 try:

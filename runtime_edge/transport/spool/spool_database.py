@@ -1,4 +1,4 @@
-"""The spool's open database: counts missing frames, and replaces a damaged file by what can still be read."""
+"""The spool's open database: counts missing frames, and replaces a damaged file with what can still be read."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _NOTE_EVERY = 16
 
 
 class SpoolDatabase:
-    """A connection to the spool's file and the counters that belong to it, opened when they are first asked for.
+    """A connection to the spool's file and its counters, opened on first use.
 
     Args:
-        path: the file; its directory is made. The note beside it is `<path>.note`.
+        path: the file; its directory is created. The note beside it is `<path>.note`.
         synchronous: SQLite's setting of that name.
         row_bytes: what a frame counts beyond its payload.
     """
@@ -37,7 +37,7 @@ class SpoolDatabase:
         self._files: tuple[int, int] | None = None
         self._until_check = 0
         self.recoveries = 0
-        """Damaged databases rebuilt since this object was made."""
+        """Damaged databases rebuilt since this object was created."""
         self.damaged = 0
         """Frames found to be missing, or changed and dropped, since then."""
 
@@ -54,7 +54,7 @@ class SpoolDatabase:
         return self._totals
 
     def check_place(self) -> None:
-        """Raise Damage when the file or its log is not where it was opened; looked at now and then."""
+        """Raise Damage if the file or its log is no longer where it was opened; checked now and then."""
         self._until_check -= 1
         if self._until_check < 0:
             self._until_check = _CHECK_EVERY
@@ -62,7 +62,7 @@ class SpoolDatabase:
                 raise Damage("its file was moved or deleted")
 
     def commit(self, db: sqlite3.Connection, before: Totals, after: Totals, damaged: int) -> None:
-        """End a transaction that leads from the one's counters to the other's and drops so many damaged frames."""
+        """Commit a transaction that takes the counters from `before` to `after` and drops `damaged` damaged frames."""
         if db.execute(_UPDATE_TOTALS, (*after[:4], before.put)).rowcount != 1:
             raise Damage("its counters are not those written last")
         db.execute("COMMIT")
@@ -80,10 +80,10 @@ class SpoolDatabase:
         self._note.close()
 
     def rebuild(self, reason: Exception) -> None:
-        """Make a new database of what can be read, and keep the damaged one (only the last) for inspection.
+        """Make a new database from what can be read, and keep the (latest) damaged one for inspection.
 
         Raises:
-            sqlite3.Error, OSError: the disk refuses; the damaged one is left where it is.
+            sqlite3.Error, OSError: the disk refuses; the damaged file is left in place.
         """
         aside = self._path.with_name(self._path.name + ".corrupt")
         known = self._totals or self._note.read()
@@ -107,7 +107,7 @@ class SpoolDatabase:
         )
 
     def _open(self) -> tuple[sqlite3.Connection, Totals]:
-        """Open or make the database, and count what is missing in it."""
+        """Open or create the database, and count what is missing in it."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._rebuilt.exists() and not self._path.exists():
             os.replace(self._rebuilt, self._path)  # a process died between two renames
@@ -142,7 +142,7 @@ class SpoolDatabase:
             self._connection = None
 
     def _identity(self) -> tuple[int, int] | None:
-        """What lies at the paths of the database and its log, None when one of them is missing."""
+        """Identity of the files at the paths of the database and its log; None if one of them is missing."""
         try:
             return os.stat(self._path).st_ino, os.stat(f"{self._path}-wal").st_ino
         except FileNotFoundError:

@@ -26,7 +26,7 @@ CREATE TABLE totals (put INTEGER, acked INTEGER, dropped INTEGER, bytes INTEGER)
 INSERT INTO totals VALUES (0, 0, 0, 0);
 """
 _INDEX = "CREATE INDEX least_informative ON frames (uncertainty, place)"
-"""Made when the spool is full for the first time: most never are, and every put and every ack would write to it."""
+"""Created when the spool is full for the first time: most never are, and every put and every ack would write to it."""
 _INSERT = f"INSERT OR IGNORE INTO frames (place, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608
 _BATCH = 1000
 _PLACES = (
@@ -36,7 +36,7 @@ _PLACES = (
     "SELECT place FROM frames INDEXED BY sqlite_autoindex_frames_1 ORDER BY message_id",
     "SELECT place FROM frames INDEXED BY sqlite_autoindex_frames_1 ORDER BY message_id DESC",
 )
-"""Every way to learn where rows lie, for when the straight one ends at a damaged page."""
+"""Every way to find out where rows lie, for when the direct one ends at a damaged page."""
 _Row = tuple[Any, ...]
 
 
@@ -52,7 +52,7 @@ def is_damage(exc: sqlite3.Error) -> bool:
 
 
 def checksum(message_id: str, index: int, uncertainty: float, payload: bytes) -> int:
-    """CRC-32 of a row's fields, with both ends of a payload that has a checksum of its own: see `wire.has_checksum`."""
+    """CRC-32 of a row's fields; of a payload with a checksum of its own (`wire.has_checksum`) only both ends count."""
     fields = f"{message_id}\0{index}\0{uncertainty!r}\0".encode(errors="surrogateescape")
     if wire.has_checksum(payload):
         return zlib.crc32(payload[-wire.CHECKSUM_BYTES :], zlib.crc32(fields + payload[:2]))
@@ -73,7 +73,7 @@ def is_intact(row: _Row) -> bool:
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """A connection to the spool of this version at `path`, which is made or upgraded.
+    """A connection to the spool at `path`, which is created, or upgraded to this version.
 
     Raises:
         SpoolError: the file belongs to another program or a newer version.
@@ -85,7 +85,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         if (verdict := pragma(db, "quick_check(1)")) != "ok":
             raise Damage(verdict)
         pragma(db, "journal_mode = WAL")
-        # Overwriting what is deleted (Debian's default) wears the card and needs space on a full disk.
+        # Overwriting deleted data (Debian's default) wears the card and needs space on a full disk.
         db.execute("PRAGMA secure_delete = OFF")
         return db
     except BaseException:
@@ -94,7 +94,7 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 def stored_totals(db: sqlite3.Connection) -> Totals | None:
-    """The counters in the database, None when they are damaged."""
+    """The counters in the database; None if they are damaged."""
     rows = db.execute("SELECT put, acked, dropped, bytes FROM totals").fetchall()
     if len(rows) != 1 or not all(isinstance(value, int) and value >= 0 for value in rows[0]):
         return None
@@ -110,7 +110,7 @@ def replace_totals(db: sqlite3.Connection, totals: Totals) -> None:
 
 
 def least_informative(db: sqlite3.Connection) -> _Row | None:
-    """The place and the columns of the frame to drop first; None if there is none. Call it within a transaction."""
+    """Place and columns of the frame to drop first; None if there is none. Call it within a transaction."""
     db.execute(_INDEX.replace("INDEX", "INDEX IF NOT EXISTS"))
     row: _Row | None = db.execute(
         f"SELECT place, {COLUMNS} FROM frames ORDER BY uncertainty, place LIMIT 1"  # noqa: S608
@@ -132,14 +132,14 @@ def count_frames(db: sqlite3.Connection, row_bytes: int) -> Found:
 def salvage(path: Path, source: sqlite3.Connection | None, target: Path, last_place: int | None) -> None:
     """Copy the intact frames of a damaged spool to a new one at `target`, in their order.
 
-    Frames keep their places where these are in order and at most `last_place`. What does not fit on the disk is left
-    out. The new one has the counters of the damaged one where they can be read, which need not agree with its frames.
+    Frames keep their places if these are in order and at most `last_place`. What does not fit on the disk is left
+    out. The new spool takes over the damaged one's counters if they can be read; they need not agree with its frames.
 
     Args:
-        path: the damaged database, not used when it is open still as `source`.
-        source: a connection to it, when its file has been moved or deleted.
-        target: where the new one is made.
-        last_place: the newest place that was given, None when that is not known.
+        path: the damaged database, not used if it is still open as `source`.
+        source: a connection to it, if its file has been moved or deleted.
+        target: where the new one is created.
+        last_place: the newest place that was assigned, None if that is not known.
 
     Raises:
         sqlite3.Error, OSError: the disk refuses.
@@ -168,12 +168,12 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _text(raw: bytes) -> str:
-    """Text that a damaged row may hold."""
+    """Decode text from a row that may be damaged."""
     return raw.decode(errors="surrogateescape")
 
 
 def _identify(db: sqlite3.Connection, path: Path) -> None:
-    """Make the tables, upgrade them, or say what is wrong with the file."""
+    """Create the tables, upgrade them, or say what is wrong with the file."""
     with path.open("rb") as file:
         head = file.read(100)
     is_database = head.startswith(b"SQLite format 3\0")
@@ -222,7 +222,7 @@ def _expected(version: int) -> list[str]:
 
 
 def _header_is_right(head: bytes) -> bool:
-    """Whether the fields that are the same in every spool are so: those that SQLite does not check itself."""
+    """Whether the header fields that are the same in every spool are right: those that SQLite does not check itself."""
     journal_and_reserved, format_and_text = head[18:21], head[44:48] + head[56:60]
     vacuum = head[52:56] + head[64:68]
     right = journal_and_reserved in (b"\1\1\0", b"\2\2\0") and format_and_text == b"\0\0\0\4\0\0\0\1"
@@ -231,7 +231,7 @@ def _header_is_right(head: bytes) -> bool:
 
 @contextlib.contextmanager
 def _first_page_repaired(path: Path, first_page: bytes) -> Iterator[None]:
-    """Put the first page of a new spool in the place of a damaged one's: but for counters it is always the same."""
+    """Temporarily replace a damaged first page with that of a new spool: but for counters it is always the same."""
     with path.open("r+b") as file:
         found = file.read(len(first_page))
         page_bytes = int.from_bytes(found[16:18], "big")
@@ -273,7 +273,7 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, last_place: in
 
 
 def _readable(db: sqlite3.Connection) -> Iterator[_Row]:
-    """The place and the columns of every intact row that can be read, each row at least once."""
+    """Place and columns of every intact row that can be read, each row at least once."""
     columns = COLUMNS
     with _damage_ignored():
         if "checksum" not in [row[1] for row in db.execute("PRAGMA table_info(frames)")]:

@@ -1,4 +1,4 @@
-"""The spool's counters, and the note beside its file that remembers them when the file is lost or damaged."""
+"""The spool's counters, and the note beside its file that preserves them if the file is lost or damaged."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _LONGEST_NOTE = 256
 
 
 class Totals(NamedTuple):
-    """Frames put, acknowledged and dropped since the spool was made, and what is in it now."""
+    """Frames put, acknowledged and dropped since the spool was created, and what it holds now."""
 
     put: int = 0
     acked: int = 0
     dropped: int = 0
     bytes: int = 0
     newest: int = 0
-    """The place of the newest frame that is in the spool, 0 when it is empty. Places are numbered by `put`."""
+    """The place of the newest frame in the spool, 0 if it is empty. `put` numbers the places."""
 
     @property
     def frames(self) -> int:
@@ -28,13 +28,13 @@ class Totals(NamedTuple):
         return self.put - self.acked - self.dropped
 
     def older_than(self, other: Totals) -> bool:
-        """Whether these were the counters of a spool before `other` were."""
+        """Whether these counters of a spool are from before `other`."""
         return self.put < other.put or self.acked < other.acked or self.dropped < other.dropped
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What lies in the table of frames, counted."""
+    """Counts of what the table of frames really holds."""
 
     frames: int
     bytes: int
@@ -44,9 +44,9 @@ class Found:
 def reconcile(stored: Totals | None, noted: Totals | None, found: Found) -> tuple[Totals, int]:
     """Counters that agree with the frames that were found, and how many frames are missing.
 
-    `stored` are the counters that lie in the database, None when they cannot be read; `noted` those remembered
-    outside of it. A database that is as new as the note and agrees with itself is right. An older one has lost the
-    frames that were put since and were still there; it may hold some again that had been acknowledged.
+    `stored` are the counters in the database, None if they cannot be read; `noted` those remembered outside of it. A
+    database that is as new as the note and agrees with itself is right. An older one has lost the frames put since
+    then that were still there, and may contain frames again that had been acknowledged.
     """
     agrees = stored is not None and (stored.frames, stored.bytes) == (found.frames, found.bytes)
     if stored is not None and agrees and (noted is None or not stored.older_than(noted)):
@@ -58,7 +58,7 @@ def reconcile(stored: Totals | None, noted: Totals | None, found: Found) -> tupl
         if stored is not None and agrees:
             missing = max(missing, min(noted.frames, noted.newest - stored.put))
     elif stored is not None:
-        # Nothing vouches for the counters themselves: no more can be missing than places were given.
+        # Nothing vouches for the counters themselves: no more frames can be missing than places were assigned.
         missing = min(stored.frames, found.newest) - found.frames
     missing = max(0, missing)
     put = max(known.put, found.newest, known.dropped + missing + found.frames)
@@ -67,14 +67,14 @@ def reconcile(stored: Totals | None, noted: Totals | None, found: Found) -> tupl
 
 
 class SpoolNote:
-    """One line in a file of its own: rewritten in place, never waited for, and worth nothing when it is damaged."""
+    """One line in a file of its own: rewritten in place, never synced, and ignored if it is damaged."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: int | None = None
 
     def read(self) -> Totals | None:
-        """The counters last written, None when there is no note or it is damaged."""
+        """The counters last written; None if there is no note or it is damaged."""
         try:
             with self._path.open("rb") as file:
                 line = file.read(_LONGEST_NOTE)
@@ -86,7 +86,7 @@ class SpoolNote:
             return None
 
     def write(self, totals: Totals) -> None:
-        """Remember; a disk that refuses keeps what was written before."""
+        """Write the counters; if the disk refuses, the earlier ones stay."""
         line = b"%020d %020d %020d %020d %020d" % (
             totals.put,
             totals.acked,
