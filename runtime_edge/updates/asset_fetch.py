@@ -17,22 +17,22 @@ from runtime_edge.formats.patch import apply_patch
 from runtime_edge.transport.protocol import Transport
 
 Allow = Callable[[int], None]
-"""Told how many bytes an update takes, before it is fetched; raises WaitsForBudget when those may not come now."""
+"""Called with the size of an update, bytes, before it is fetched; raises WaitsForBudget if it may not come now."""
 
 
 def every_block(manifest: Manifest) -> int:
-    """The whole encoder."""
+    """The number of blocks of the whole encoder."""
     return len(manifest.info.blocks)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What of a bundle to bring."""
+    """Which part of a bundle to fetch."""
 
     blocks: Callable[[Manifest], int] = every_block
     """How many of its first blocks."""
     allow: Allow | None = None
-    """None: as much as it takes."""
+    """Checks the size; None: any size is allowed."""
 
 
 EVERYTHING = Wanted()
@@ -40,27 +40,27 @@ EVERYTHING = Wanted()
 
 @dataclass(frozen=True)
 class SeenBundle:
-    """What has been fetched to find out how large a bundle is, which may have to wait."""
+    """What was fetched to find out the size of a bundle, whose update may then have to wait."""
 
     manifest: str = ""
     """Its digest."""
     data: bytes = b""
     sizes: dict[str, int | None] = field(default_factory=dict)
-    """Of patches; None: there is none."""
+    """Sizes of patches; None: there is no such patch."""
 
 
 class MissingAsset(NamedTuple):
     """A file to fetch."""
 
     name: str
-    """Block, or asset of a cut."""
+    """The block, or the asset of a cut."""
     reference: str
     size: int
 
 
 @dataclass
 class FetchedBytes:
-    """What was fetched."""
+    """Counts of what was fetched."""
 
     fetched_bytes: int = 0
     assets: int = 0
@@ -69,14 +69,14 @@ class FetchedBytes:
 
 @dataclass(frozen=True)
 class AssetFetch:
-    """Of one bundle in one variant.
+    """Fetches the files of one bundle in one variant.
 
     Args:
         connection: to the broker.
-        known: bundles on this disk, whose files patches start from.
+        known: bundles on this disk, whose files patches can start from.
         variant: which compiled files.
-        where: the bundle, for errors.
-        sizes: of patches that were asked for before; None: there is none.
+        where: names the bundle in errors.
+        sizes: sizes of patches that are already known; None: there is no such patch.
     """
 
     connection: Transport
@@ -86,7 +86,7 @@ class AssetFetch:
     sizes: dict[str, int | None] = field(default_factory=dict)
 
     async def cost(self, missing: Sequence[MissingAsset]) -> int:
-        """Bytes that fetching them takes. Raises LinkError."""
+        """How many bytes it takes to fetch them. Raises LinkError."""
         return sum([await self._cost(asset) for asset in missing])
 
     async def bring(self, missing: Sequence[MissingAsset], staging: Path) -> FetchedBytes:
@@ -115,7 +115,7 @@ class AssetFetch:
         return asset.size
 
     async def _patched(self, name: str, reference: str, size: int) -> tuple[bytes | None, int]:
-        """An asset made from a copy of its predecessor on this disk, and the patch's bytes; None when it cannot be."""
+        """An asset made by patching a predecessor on this disk, or None, and the bytes fetched for it."""
         for bundle, old in self._earlier(name):
             try:
                 data = await asyncio.to_thread(bundle.read, old)
@@ -128,7 +128,7 @@ class AssetFetch:
         return None, 0
 
     def _earlier(self, name: str) -> list[tuple[Bundle, str]]:
-        """Bundles that have a file of that name, with it."""
+        """Bundles that have a file of that name, each with its reference."""
         found = []
         for bundle in self.known:
             try:

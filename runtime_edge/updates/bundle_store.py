@@ -3,8 +3,8 @@
 <state>/trusted.pub           the key this device trusts (pinned at the first contact unless given)
 <state>/bundles/<digest>/     the present bundle, and those to go back to
 <state>/bundles.json          which is which (`runtime_edge.updates.trial`)
-<state>/numbers.json          how new the tables, heads and releases were that it has taken, which lie beside it as
-<state>/table.json, head.json, release.json      they came (`runtime_edge.updates.received_records`)
+<state>/numbers.json          numbers of the tables, heads and releases it has accepted, which are beside it as they
+<state>/table.json, head.json, release.json      came (`runtime_edge.updates.received_records`)
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ _STAGING = ".new."
 
 @dataclass(frozen=True)
 class FetchedBundle:
-    """A bundle that was fetched, and how many bytes that took."""
+    """A fetched bundle, and how many bytes that took."""
 
     bundle: Bundle
     fetched_bytes: int = 0
-    """Of assets and patches."""
+    """Bytes of assets and patches."""
     assets: int = 0
     """Files fetched in full."""
     patches: int = 0
@@ -72,18 +72,18 @@ class BundleStore:
         self._pin = state / "trusted.pub"
         self._seen = SeenBundle()
         self._trusted = trusted
-        self._trusted = self.trusted  # a damaged key is an error now, not with the first bundle
+        self._trusted = self.trusted  # a damaged key is an error now, not at the first bundle
 
     @property
     def trusted(self) -> minisign.PublicKey | None:
-        """The key that bundles, tables and heads must be signed with: given, or pinned by this or another store."""
+        """The key that must have signed bundles, tables and heads: given, or pinned by this or another store."""
         fix = ": the server's key is then pinned at the next contact, whoever answers"
         if self._trusted is None and check(self._pin, SignatureError, fix):
             self._trusted = minisign.read_public_key(self._pin)
         return self._trusted
 
     async def pin_first(self, connection: Transport) -> None:
-        """At the first contact trust the key the server publishes, unless one is trusted already.
+        """At the first contact, trust the key that the server publishes, unless one is trusted already.
 
         Raises LinkError or SignatureError.
         """
@@ -94,7 +94,7 @@ class BundleStore:
                 write_checked(self._pin, self._trusted.to_text().encode())
 
     def recover(self) -> list[Refusal]:
-        """Call once when a device starts: what crashed it is refused, and what was half fetched is removed."""
+        """Call once when a device starts: refuses a bundle that crashed it, and removes partly fetched ones."""
         for left in self._bundles.glob(f"{_STAGING}*"):
             shutil.rmtree(left, ignore_errors=True)
         return self.trials.recover()
@@ -117,11 +117,11 @@ class BundleStore:
         return found
 
     def holds(self, bundle: Bundle) -> bool:
-        """Whether it is one of these, and not a directory somebody gave."""
+        """Whether a bundle belongs to this store, rather than being a directory that somebody gave."""
         return bundle.path.parent == self._bundles
 
     def adopt(self, bundle: Bundle) -> None:
-        """Make a bundle that has been self-tested the present one; those that are no longer wanted are removed."""
+        """Make a self-tested bundle the present one; remove those no longer needed."""
         wanted = {self._path(digest) for digest in self.trials.adopt(bundle).wanted}
         for directory in self._bundles.iterdir():
             if directory not in wanted and not directory.name.startswith(_STAGING):
@@ -136,7 +136,7 @@ class BundleStore:
         present: Bundle | None,
         wanted: Wanted = EVERYTHING,
     ) -> FetchedBundle:
-        """Bring what is wanted of a released bundle onto the disk: only what is missing, as patches where that is less.
+        """Fetch the wanted part of a released bundle: only what is missing, as patches if those are smaller.
 
         `variant` may be "auto" (`choose_variant`). Raises LinkError, SignatureError, BundleError (OlderBundle among
         them), or WaitsForBudget.
@@ -165,7 +165,7 @@ class BundleStore:
         return await self._bring(connection, manifest, variant, wanted, finish, kept)
 
     async def complete(self, connection: Transport, bundle: Bundle, variant: str, wanted: Wanted) -> FetchedBundle:
-        """Bring more blocks of a bundle that is here.
+        """Fetch more blocks of a bundle that is here.
 
         Raises LinkError, BundleError or WaitsForBudget; then nothing has changed.
         """
@@ -174,7 +174,7 @@ class BundleStore:
         return await self._bring(connection, bundle.manifest, variant, wanted, partial(_add, final=bundle.path), bundle)
 
     async def _manifest(self, connection: Transport, digest: str, wanted: Wanted, where: str) -> bytes:
-        """A manifest, fetched once: an update that waits looks at it again."""
+        """A manifest, fetched only once: a waiting update looks at it again."""
         if self._seen.manifest == digest and self._seen.data:
             return self._seen.data
         if wanted.allow is not None:
@@ -194,7 +194,7 @@ class BundleStore:
         finish: Callable[[Path], Path],
         kept: Bundle | None,
     ) -> FetchedBundle:
-        """Fetch what is missing, also of a bundle that is `kept`; `finish` puts the directory of it into place."""
+        """Fetch what is missing, also for a bundle that is `kept`; `finish` moves its directory into place."""
         known = await asyncio.to_thread(self._known)
         with self._staging() as staging:
             missing = await asyncio.to_thread(self._missing, manifest, variant, wanted, kept, staging)
@@ -209,7 +209,7 @@ class BundleStore:
     def _missing(
         self, manifest: Manifest, variant: str, wanted: Wanted, kept: Bundle | None, staging: Path
     ) -> list[MissingAsset]:
-        """What has to be fetched, once what earlier bundles have is linked into `staging`."""
+        """What has to be fetched, after linking what earlier bundles have into `staging`."""
         missing = []
         for name, (file, size) in manifest.device_files(variant, wanted.blocks(manifest)).items():
             if kept is not None and _holds(kept, file):
@@ -221,7 +221,7 @@ class BundleStore:
     def install_local(
         self, bundle: Path, variant: str = AUTO, target: str | None = None, *, allow_older: bool = False
     ) -> Bundle:
-        """Verify, copy and self-test a bundle directory and make it the one this device starts with.
+        """Verify, copy and self-test a bundle directory and make it the one that this device starts with.
 
         A running device keeps its bundle until it is restarted. A bundle that was refused here is tried again. Raises
         BundleError (OlderBundle among them), SignatureError, TableError, SelfTestError or BackendError; then nothing
@@ -252,7 +252,7 @@ class BundleStore:
         return installed
 
     def _link_present(self, reference: str, size: int, staging: Path) -> bool:
-        """Link an asset that an earlier bundle has; False when none has it intact."""
+        """Link an asset that an earlier bundle has; False if none has it intact."""
         for directory in self._bundles.iterdir():
             path = asset_path(directory, reference)
             if directory == staging or not path.is_file():
@@ -286,7 +286,7 @@ class BundleStore:
         try:
             return self.current()
         except FormatError:
-            return None  # damaged: whatever comes is better
+            return None  # damaged: any other bundle is better
 
     def _open(self, digest: str) -> Bundle:
         bundle = open_bundle(self._path(digest), self.trusted)
@@ -295,7 +295,7 @@ class BundleStore:
         return bundle
 
     def _intact(self, path: Path, variant: str) -> Bundle | None:
-        """The bundle in a directory when all that it runs is there; what is left of a damaged one is removed."""
+        """The bundle in a directory if everything it runs is there; a damaged one is removed."""
         bundle = self._readable(path)
         if bundle is None:
             return None
@@ -305,7 +305,7 @@ class BundleStore:
         return bundle
 
     def _readable(self, path: Path) -> Bundle | None:
-        """The bundle in a directory; what is left of one whose manifest is damaged is removed."""
+        """The bundle in a directory; one with a damaged manifest is removed."""
         if not path.exists():
             return None
         try:
@@ -327,7 +327,7 @@ class BundleStore:
             shutil.rmtree(staging, ignore_errors=True)
 
     def _finish(self, staging: Path, final: Path, manifest: bytes, signature: str) -> Path:
-        """All assets are complete: write the manifest and move the directory into place, which is returned."""
+        """Write the manifest, now that all assets are complete, and move the directory into place; returns it."""
         if signature:
             write_atomic(staging / SIGNATURE, signature.encode())
         write_atomic(staging / MANIFEST, manifest)
@@ -345,7 +345,7 @@ def _holds(bundle: Bundle, reference: str) -> bool:
 
 
 def _add(staging: Path, final: Path) -> Path:
-    """Move files into a bundle that is there, which is returned; each is complete."""
+    """Move files, each of them complete, into an existing bundle; returns its directory."""
     for path in staging.glob(f"{ASSETS}/*/*"):
         target = final / path.relative_to(staging)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -362,7 +362,7 @@ def _check_order(present: Bundle | None, coming: Manifest, source: str) -> None:
 
 
 def check_same_ends(present: Bundle, coming: Bundle) -> None:
-    """Windows are being captured for the present one, and the memory is as wide as its embeddings.
+    """Check that a new bundle fits: windows are cut for the present one, whose embeddings the memory matches in width.
 
     Raises BundleError.
     """
@@ -380,7 +380,7 @@ def check_same_ends(present: Bundle, coming: Bundle) -> None:
 
 
 def _copy_tables(given: Bundle, installed: Bundle) -> None:
-    """The tables that came with a bundle directory, each checked first. Raises BundleError or TableError."""
+    """Copy the tables of a bundle directory, each checked first. Raises BundleError or TableError."""
     for target, cost in given.manifest.info.targets.items():
         path = given.path / cost.table
         if not path.exists():

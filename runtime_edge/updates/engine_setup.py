@@ -10,9 +10,9 @@ from runtime_edge.inference.variants import choose_variant, runtime_options
 
 
 def engine_for(bundle: Bundle, config: DeviceConfig, previous: Engine | None = None) -> Engine:
-    """An engine for a bundle; with `previous`, an engine of the same thread, what has not changed is kept loaded.
+    """An engine for a bundle; with `previous`, an engine of the same thread, what has not changed stays loaded.
 
-    Raises what `Engine` raises, MissingExtra, and UsageError for a waveform that cannot be a stream.
+    Raises what `Engine` raises, MissingExtra, and UsageError if the waveform cannot be shipped as a stream.
     """
     variant = choose_variant(bundle.manifest, config.variant, config.target)
     options = runtime_options(bundle.manifest, config.target, config.threads)

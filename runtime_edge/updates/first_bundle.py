@@ -32,7 +32,7 @@ async def start_updater(
     counts: LoopCounts,
     budgets: Budgets | None = None,
 ) -> Updater:
-    """What a device starts with, and what takes later bundles and tables from then on. Raises SscError."""
+    """The updater with what a device starts with, which also takes later bundles and tables. Raises SscError."""
     preparation = Preparation(config, connection, worker, counts, budgets)
     first_table = FirstTable(config, connection, preparation.store, preparation.reports)
     return await FirstBundle(preparation, first_table).choose()
@@ -82,7 +82,7 @@ class FirstBundle:
         return Updater(self._preparation, tables, engine)
 
     def _last_used(self) -> Bundle | None:
-        """What this device ran last; when that is damaged the server is asked, if there is one."""
+        """The bundle this device ran last; if it is damaged, the server is asked, if there is one."""
         try:
             return self._store.current()
         except FormatError as exc:
@@ -92,7 +92,7 @@ class FirstBundle:
             return None
 
     async def _released(self, present: Bundle | None, records: list[tuple[str, bytes]]) -> Bundle | None:
-        """The newest release, brought onto the disk; with a bundle to fall back on no failure is fatal."""
+        """The newest release, fetched to the disk; with a bundle to fall back on no failure is fatal."""
         connection, target = self._preparation.server, self._config.target
         if connection is None:
             return None
@@ -111,13 +111,13 @@ class FirstBundle:
         except SscError as exc:
             if present is None:
                 raise
-            if isinstance(exc, WaitsForBudget):  # it is looked at again as soon as the device runs
+            if isinstance(exc, WaitsForBudget):  # it is checked again as soon as the device runs
                 return None
             await self._preparation.reject(exc)
             return None
 
     async def _first_release(self, connection: Transport, patience_s: float) -> bytes | None:
-        """What is released for this target; a server that is just starting may not have got so far."""
+        """The release for this target; a server that is just starting may not have published one yet."""
         deadline = time.monotonic() + patience_s
         while True:
             await self._store.pin_first(connection)

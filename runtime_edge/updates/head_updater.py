@@ -1,4 +1,4 @@
-"""Which head a device uses: one that was given, or the newest on the broker, or the last one used."""
+"""Which head a device uses: the one given, or the newest on the broker, or the last one used."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from runtime_edge.updates.update_reports import UpdateReports
 
 _LOG = logging.getLogger(__name__)
 _BEST = 5
-"""Labels in one result, beside those that are detected."""
+"""How many labels a result names, besides those detected."""
 
 
 class HeadUpdater:
-    """Puts labels on results. Heads swap between windows, and one is used only on embeddings it was made for."""
+    """Labels results. Heads swap between windows, and each is used only on embeddings it was made for."""
 
     def __init__(
         self, config: DeviceConfig, connection: Transport | None, reports: UpdateReports, info: BundleInfo
     ) -> None:
-        """Starts with the head given, or else with the last one used. Raises HeadError or SignatureError."""
+        """Starts with the given head, or else with the last one used. Raises HeadError or SignatureError."""
         self._given, self._connection, self._reports, self._info = config.head is not None, connection, reports, info
         store = BundleStore(config.state, config.trusted)
         kind: RecordKind[Head] = RecordKind("head", Head.from_json)
         self._records = ReceivedRecords(kind, config, connection, store, reports)
         self._head: Head | None = None
         self._former: Head | None = None
-        """The one before: blocks of an earlier generation may run again."""
+        """The previous head: blocks of an earlier generation may run again."""
         self._early: tuple[Head, bytes] | None = None
-        """A later head that does not fit what runs, or is for a later generation: it came before its bundle. With its
-        record, which is kept when it takes over."""
+        """A later head that came before its bundle: it does not fit what runs, or is for a later generation. Its record
+        is kept on disk when it takes over."""
         if config.head is not None:
             head = read_head(config.head, store.trusted)
             head.check_fits(info, str(config.head))
@@ -49,7 +49,7 @@ class HeadUpdater:
             self._load_kept()
 
     async def follow(self) -> None:
-        """Take what the broker has now and watch for later heads, unless one was given."""
+        """Use the broker's present head and watch for later ones, unless a head was given."""
         if self._given:
             return
         with contextlib.suppress(LinkError):
@@ -60,9 +60,9 @@ class HeadUpdater:
     def label(
         self, result: WindowResult, info: BundleInfo, embedding: Embedding, exit_cut: str | None = None
     ) -> WindowResult:
-        """The result of a window of an encoder, labelled by its embedding (d,) when there is a head for it.
+        """The result of a window, labelled by its embedding (d,) if there is a head for its encoder.
 
-        `exit_cut` is where the exit is that gave the embedding.
+        `exit_cut` is the cut of the exit that gave the embedding.
         """
         self._info = info
         self._swap(info)
@@ -85,9 +85,9 @@ class HeadUpdater:
         )
 
     def _swap(self, info: BundleInfo) -> None:
-        """The head that came takes over once its generation runs, or where there is no other for this encoder.
+        """Let a waiting head take over if its generation runs, or if there is no other head for this encoder.
 
-        When an earlier generation runs again, so does the head before, until another one comes.
+        If an earlier generation runs again, the previous head does as well, until another one comes.
         """
         if self._early is not None and self._early[0].fits(info):
             head, record = self._early
@@ -108,7 +108,7 @@ class HeadUpdater:
         )
 
     def _load_kept(self) -> None:
-        """The last one used."""
+        """Load the last head used."""
         try:
             record = self._records.kept()
             if record is not None:

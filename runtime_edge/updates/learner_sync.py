@@ -1,4 +1,4 @@
-"""`--learn` in the device loop: one learner for the table in use, on disk and on the broker every minute."""
+"""`--learn` in the device loop: a learner for the table in use, saved to disk and the broker every minute."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _PERIOD_S = 60.0
 
 
 class LearnerSync:
-    """Keeps what a device learns, in `<state>/learnt.json` and under `learnt/<device>` on the broker.
+    """Saves what a device learns, in `<state>/learnt.json` and under `learnt/<device>` on the broker.
 
-    A new table starts with nothing learnt: what was learnt on the former one has been reported, and may be merged
+    A new table starts with nothing learnt: what was learnt on the previous one has been reported, and may be merged
     into the next (`ssc splitter merge`).
     """
 
@@ -56,7 +56,7 @@ class LearnerSync:
             await self._connection.put(subjects.LEARNT, record.to_json())
 
     def _save(self) -> Learnt | None:
-        """The record, when there is something new in it."""
+        """The record, if there is something new in it."""
         if self._learner is None or self._learner.updates == self._saved:
             return None
         self._saved = self._learner.updates

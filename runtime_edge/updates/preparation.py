@@ -35,10 +35,10 @@ class Preparation:
 
     Args:
         config: the device's settings.
-        connection: to the broker, if there is one.
+        connection: the connection to the broker, if there is one.
         worker: where bundles are loaded, between two windows.
-        counts: of errors.
-        budgets: what may be fetched.
+        counts: counts errors.
+        budgets: limit what may be fetched.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Preparation:
         self.reports = UpdateReports(config, connection, counts, self.trials)
         self.releases = RecordKeeper("release", config, self.store, self.reports)
         self.failures: dict[str, Refusal] = {}
-        """By digest, reported to the server: updates that failed here, and bundles that this device refuses."""
+        """Reported to the server, by digest: updates that failed here, and bundles that this device refuses."""
 
     @property
     def server(self) -> Transport | None:
-        """The connection, while it is up."""
+        """The connection, if it is up."""
         return self.connection if self.connection is not None and self.connection.connected else None
 
     async def recover(self) -> None:
@@ -75,12 +75,12 @@ class Preparation:
             )
 
     def open_release(self, data: bytes) -> Release:
-        """The release that came, unless it is an old one. Raises FormatError."""
+        """Read a release, unless it is an old one. Raises FormatError."""
         target, source = self.config.target, f"release for {self.config.target}"
         record = self.releases.open(data, target, source)
         release = decode_release(record.body, source)
         self.releases.keep(data)
-        # Nobody has signed what an earlier version says of going back.
+        # Nobody has signed what an earlier version says about going back.
         return release if record.number or self.store.trusted is None else release.forward_only()
 
     async def fetch(
@@ -90,13 +90,13 @@ class Preparation:
         present: Bundle | None,
         blocks: Callable[[Manifest], int],
     ) -> FetchedBundle:
-        """A release, so many of its first blocks. Raises what `BundleStore.fetch` raises, noted as a failure of it."""
+        """Fetch the first blocks of a release. Raises what `BundleStore.fetch` raises, after noting it as a failure."""
         config = self.config
         try:
             wanted = Wanted(blocks, self._allow(needed=present is None))
             fetched = await self.store.fetch(connection, release, config.variant, config.target, present, wanted)
         except OlderBundle:
-            raise  # the device's own choice says nothing of the release
+            raise  # the device's own choice says nothing about the release
         except FormatError as exc:
             self._remember(release.generation, release.manifest, "update_failed", exc)
             raise
@@ -124,16 +124,16 @@ class Preparation:
             )  # fmt: skip
 
     async def prepare(self, bundle: Bundle, previous: Engine | None) -> Engine:
-        """Self-test, load and self-test between two windows; the bundle in use keeps running meanwhile.
+        """Self-test a bundle apart, then load and self-test it between two windows; the one in use runs on meanwhile.
 
-        What has not changed since `previous` is kept loaded. Raises what `Engine` raises.
+        What has not changed since `previous` stays loaded. Raises what `Engine` raises.
         """
         if self.store.holds(bundle) and self.trials.known().proven != bundle.digest:
             await self._test_first(bundle)
         return await self._worker.run(self._load, bundle, previous)
 
     def adopt(self, bundle: Bundle) -> None:
-        """Write down that a bundle runs from now on. Raises OSError."""
+        """Record that a bundle runs from now on. Raises OSError."""
         if self.store.holds(bundle):
             self.store.adopt(bundle)
 
@@ -144,7 +144,7 @@ class Preparation:
                 self.trials.ended(bundle)
 
     async def reject(self, exc: Exception, bundle: Bundle | None = None) -> None:
-        """Record and report a release that this device does not take; it keeps what it runs."""
+        """Record and report a release that this device does not accept; it keeps what it runs."""
         details: dict[str, object] = {}
         if bundle is not None:
             details = {"generation": bundle.manifest.info.generation, "digest": bundle.digest}
@@ -154,7 +154,7 @@ class Preparation:
         await self.reports.failed("update_refused" if refused else "update_failed", exc, **details)
 
     async def _test_first(self, bundle: Bundle) -> None:
-        """Self-test a bundle that has not proven itself where it cannot harm this process."""
+        """Self-test an unproven bundle where it cannot harm this process."""
         config = self.config
         variant = choose_variant(bundle.manifest, config.variant, config.target)
         options = runtime_options(bundle.manifest, config.target, config.threads)

@@ -1,6 +1,6 @@
 """Signed records that a device receives one by one: from the broker, while it runs, and from its own disk.
 
-Of tables and heads the record for this very device comes before the one for all devices of its target.
+For tables and heads, a record for this very device takes precedence over the one for all devices of its target.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RecordKeeper:
         self.path = config.state / f"{kind}.json"
 
     def open(self, data: bytes, key: str, source: str) -> Record:
-        """Check and note what came as the value of a key; without a trusted key numbers say nothing.
+        """Check and note a record that came as the value of a key; without a trusted key its number is not checked.
 
         Raises FormatError (OldRecord and SignatureError among them).
         """
@@ -46,7 +46,7 @@ class RecordKeeper:
         return record
 
     def open_kept(self, data: bytes, source: str) -> Record:
-        """Check the last one used, whatever is newer by now. Raises FormatError."""
+        """Check the last record used, whatever newer ones exist by now. Raises FormatError."""
         trusted = self._store.trusted
         record = open_record(data, self._kind, None, trusted, source)
         if trusted is not None:
@@ -54,7 +54,7 @@ class RecordKeeper:
         return record
 
     def kept(self) -> bytes | None:
-        """The last one used. Raises the kind's error when it cannot be read."""
+        """The last record used. Raises the kind's error if it cannot be read."""
         about = ABOUT[self._kind]
         data = read_checked(self.path, about.limit_bytes, about.error)
         if data is not None:
@@ -71,13 +71,13 @@ class RecordKeeper:
 
 
 Use = Callable[[_Record, bytes, str], Awaitable[bool]]
-"""Takes a record that came, as read and as bytes, with its source. Returns False when it is in use already, and raises
-SscError when it does not fit what runs, or WaitsForBudget when what it needs may not be fetched now."""
+"""Takes a received record, as read and as bytes, with its source. Returns False if it is in use already; raises
+SscError if it does not fit what runs, or WaitsForBudget if what it needs may not be fetched now."""
 
 
 @dataclass(frozen=True)
 class RecordKind(Generic[_Record]):
-    """What tells tables from heads."""
+    """What distinguishes tables from heads."""
 
     name: Kind
     read: Callable[[bytes, str], _Record]
@@ -103,7 +103,7 @@ class ReceivedRecords(Generic[_Record]):
         self.path, self.kept, self.keep = self._keeper.path, self._keeper.kept, self._keeper.keep
 
     async def present(self) -> list[tuple[str, bytes]]:
-        """What the broker has now, by its key, this device's own first; nothing without a connection."""
+        """What the broker has now, by key, this device's own record first; empty without a connection."""
         found = []
         if self._connection is not None and self._connection.connected:
             for key in self._keys:
@@ -114,7 +114,7 @@ class ReceivedRecords(Generic[_Record]):
         return found
 
     async def watch(self, use: Use[_Record]) -> None:
-        """Take later ones as they come."""
+        """Take later records as they come."""
         if self._connection is not None:
             await self._connection.watch(self._bucket, self._keys, partial(self.take, use=use))
 
@@ -144,9 +144,9 @@ class ReceivedRecords(Generic[_Record]):
         return self._kind.read(self._keeper.open(data, key, source).body, source)
 
     def open_kept(self, data: bytes, source: str) -> _Record:
-        """The same of the last one used."""
+        """Check and read the last record used. Raises SscError naming the source."""
         return self._kind.read(self._keeper.open_kept(data, source).body, source)
 
     def chosen(self, key: str) -> None:
-        """The record of that key is in use: once it is this device's own, no other one is taken."""
+        """Note that the record of that key is in use: if it is this device's own, no other is taken from now on."""
         self._own = key == self._own_key

@@ -24,21 +24,21 @@ from runtime_edge.updates.update_reports import UpdateReports
 _LOG = logging.getLogger(__name__)
 _USED_LAST = "used last"
 Deepen = Callable[[int], Awaitable[None]]
-"""Gets so many of the first blocks ready to run. Raises LinkError, WaitsForBudget, or what is wrong with them."""
+"""Gets this many of the first blocks ready to run. Raises LinkError, WaitsForBudget, or what is wrong with them."""
 
 
 async def _nothing(blocks: int) -> None:
-    """There is nobody to ask."""
+    """Do nothing: there is no server to ask."""
 
 
 def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) -> Splitter:
     """A splitter for a bundle's cuts that keeps the device's privacy floor.
 
-    Raises BundleError when the bundle has no such cut, TableError when the table was made for other cuts, has no
+    Raises BundleError if the bundle has no such cut, TableError if the table was made for other cuts, has no
     action above the floor, or asks for a state variable that is not measured here.
     """
     manifest = bundle.manifest
-    # With `local` as the floor nothing is shipped whatever is chosen, and a table need not know that action.
+    # With `local` as the floor nothing is shipped whatever is chosen, and a table need not have that action.
     floor = 0 if config.min_cut == LOCAL else floor_index(manifest, config.min_cut)
     splitter = Splitter(
         table,
@@ -55,7 +55,7 @@ def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) ->
 def blocks_needed(manifest: Manifest, table: SplitterTable, config: DeviceConfig) -> int:
     """How many of a bundle's first blocks a device runs: up to the deepest cut that the table may choose here.
 
-    All of them where an action is `local`, in a cascade, or where nothing is shipped. Raises BundleError or TableError.
+    All of them if an action is `local`, in a cascade, or if nothing is shipped. Raises BundleError or TableError.
     """
     cuts = [cut.name for cut in manifest.info.cuts]
     table.check_cuts(cuts)
@@ -66,7 +66,7 @@ def blocks_needed(manifest: Manifest, table: SplitterTable, config: DeviceConfig
 
 
 def blocks_there(bundle: Bundle, config: DeviceConfig) -> int:
-    """How many of them are here."""
+    """How many of a bundle's blocks that a device can run are here."""
     return bundle.blocks_there(choose_variant(bundle.manifest, config.variant, config.target))
 
 
@@ -80,12 +80,12 @@ class FirstTable:
         self._records = ReceivedRecords(RecordKind("table", self._read), config, connection, store, reports)
 
     async def records(self) -> list[tuple[str, bytes]]:
-        """Tables to choose from, by where they are from: this device's, the target's, the one used last."""
+        """Tables to choose from, with their sources: this device's, the target's, the one used last."""
         found, kept = await self._records.present(), self._records.kept()
         return found if kept is None else [*found, (_USED_LAST, kept)]
 
     async def choose(self, bundle: Bundle, records: list[tuple[str, bytes]]) -> TableUpdater:
-        """The first of the records that fits a bundle and those of its blocks that are here, or else its own table.
+        """The first record that fits a bundle and those of its blocks that are here, or else the bundle's own table.
 
         Raises BundleError or TableError.
         """
@@ -109,7 +109,7 @@ class FirstTable:
         return TableUpdater(self._config, self._records, bundle, table)
 
     def blocks_needed(self, manifest: Manifest, records: list[tuple[str, bytes]]) -> int:
-        """How many of a bundle's first blocks the first of the records that fits it needs; without one, all."""
+        """How many of a bundle's first blocks are needed by the first record that fits it; all if none fits."""
         for key, record in records:
             with contextlib.suppress(SscError):
                 return blocks_needed(manifest, self._open(key, record), self._config)
@@ -120,7 +120,7 @@ class FirstTable:
         return opened(record, source=f"table {key}")
 
     def _bundles_own(self, bundle: Bundle, lacks_blocks: bool) -> SplitterTable:
-        """The table that came with a bundle; `lacks_blocks`: there are others, which need more of it."""
+        """The table that came with a bundle; `lacks_blocks`: there are others, but they need more blocks."""
         try:
             table = _own_table(bundle, self._config.target)
             make_splitter(bundle, table, self._config)
@@ -147,7 +147,7 @@ class FirstTable:
 
 
 class TableUpdater:
-    """Tables swap between windows, and one is only handed over when it fits the bundle that runs then."""
+    """Swaps tables between windows; hands a table over only if it fits the bundle that then runs."""
 
     def __init__(
         self, config: DeviceConfig, records: ReceivedRecords[SplitterTable], bundle: Bundle, table: SplitterTable
@@ -155,38 +155,38 @@ class TableUpdater:
         """Begins with the bundle and the table that run."""
         self._config, self._records, self._bundle = config, records, bundle
         self.table = table
-        """In use, or handed over next."""
+        """The table in use, or handed over next."""
         self._early: tuple[SplitterTable, bytes, str] | None = None
-        """The latest table, its record and its source: it may have come before the bundle, or the blocks, it is for."""
+        """The latest table, its record and its source: it may have come before the bundle or the blocks it is for."""
         self._next: SplitterTable | None = None
         self._on_ready: Callable[[], None] = lambda: None
         self._deepen: Deepen = _nothing
 
     async def follow(self, on_ready: Callable[[], None], deepen: Deepen = _nothing) -> None:
-        """Watch for later tables; says when to `take` one. Where one needs deeper blocks it waits for `deepen`."""
+        """Watch for later tables; `on_ready` is called when one can be taken; `deepen` fetches blocks it needs."""
         self._on_ready, self._deepen = on_ready, deepen
         await self._records.watch(self._came)
 
     def blocks_needed(self, manifest: Manifest) -> int:
-        """How many of a bundle's first blocks the table needs that would run with it; without one, all."""
+        """How many of a bundle's first blocks are needed by the table that would run with it; all if there is none."""
         for table in (self.table, *(early[0] for early in (self._early,) if early is not None)):
             with contextlib.suppress(SscError):
                 return blocks_needed(manifest, table, self._config)
         return len(manifest.info.blocks)
 
     async def take_early(self) -> None:
-        """Take the latest table that came and was not used, if it can be by now."""
+        """Take the latest table that came and was not used, if it can be used by now."""
         if self._early is not None:
             _, record, source = self._early
             await self._records.take(source.removeprefix("table "), record, self._came)
 
     def take(self) -> SplitterTable | None:
-        """What should take over now."""
+        """The table that should take over now."""
         ready, self._next = self._next, None
         return ready
 
     def needed_for(self, bundle: Bundle) -> tuple[SplitterTable, bytes] | None:
-        """None when the table in use fits a bundle, or else the one that came before it. Raises TableError."""
+        """None if the table in use fits a bundle, or else the one that came before the bundle. Raises TableError."""
         try:
             make_splitter(bundle, self.table, self._config)
         except TableError:
@@ -197,7 +197,7 @@ class TableUpdater:
         return None
 
     def turn_to(self, bundle: Bundle, needed: tuple[SplitterTable, bytes] | None) -> None:
-        """A bundle takes over, and with it the table that it needs."""
+        """Switch to a bundle that takes over, with the table that it needs."""
         self._bundle = bundle
         if needed is not None:
             self.table = self._next = needed[0]

@@ -1,9 +1,9 @@
-"""Which bundles a device may run: one is on trial until it has proven itself, and refused when it crashes the device.
+"""Which bundles a device may run: one is on trial until it has proven itself, and refused if it crashes the device.
 
 A bundle that passes its self-test can still bring the process down (a runtime that segfaults, memory that runs out),
 and then the process cannot report it. So each start of an unproven bundle is recorded before it is loaded, and the
-record is cleared when the run ends cleanly. After `FAILED_STARTS` starts that did not, the device rolls back to the
-proven bundle and refuses the other one for good.
+record is cleared when the run ends cleanly. After `FAILED_STARTS` starts without a clean end, the device rolls back to
+the proven bundle and refuses the other one for good.
 
 <state>/bundles.json      the record, written whole
 <state>/updates.jsonl     what happened, newest last, bounded
@@ -36,13 +36,13 @@ from runtime_edge.formats.strict import Strict
 _LOG = logging.getLogger(__name__)
 FAILED_STARTS = 2
 PROVEN_WINDOWS = 20
-"""Windows a bundle runs, and `DeviceConfig.trial_s` seconds, before it counts as proven."""
+"""Windows that a bundle must run, besides `DeviceConfig.trial_s` seconds, before it counts as proven."""
 _MAX_RECORD_BYTES = 64 << 10
 _MAX_LOG_BYTES = 64 << 10
 _KEPT_REFUSALS = 16
 _MAX_REASON = 500
 _CHECKED = '{"crc32": "'
-"""How a line of the log begins; its checksum is of what follows."""
+"""How a line of the log begins; the checksum covers the rest of the line."""
 
 Generation = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
 
@@ -56,7 +56,7 @@ class UnprovenStart(Strict, frozen=True):
 
 
 class Refusal(Strict, frozen=True):
-    """A bundle this device does not take again."""
+    """A bundle that this device does not accept again."""
 
     generation: Generation
     manifest: Digest
@@ -68,17 +68,17 @@ class BundleRecord(Strict, frozen=True):
     """The contents of `bundles.json`."""
 
     current: Digest | None = None
-    """What runs, or ran last."""
+    """The bundle that runs, or ran last."""
     proven: Digest | None = None
-    """What to go back to."""
+    """The bundle to go back to."""
     before: Digest | None = None
-    """What had proven itself before that: a server's rollback finds it on the disk."""
+    """The bundle proven before that one: a server's rollback finds it on the disk."""
     starts: list[UnprovenStart] = msgspec.field(default_factory=list)
     refused: list[Refusal] = msgspec.field(default_factory=list)
 
     @property
     def wanted(self) -> set[str]:
-        """Digests of the bundles worth their disk."""
+        """Digests of the bundles worth keeping on disk."""
         return {digest for digest in (self.current, self.proven, self.before) if digest is not None}
 
 
@@ -98,14 +98,14 @@ class Trial:
 
 
 class Trials:
-    """The record of one state directory. Every change is on the disk when the call returns; any thread may call."""
+    """The record of one state directory. Every change is on disk when the call returns; any thread may call."""
 
     def __init__(self, state: Path) -> None:
         self._path, self._log = state / "bundles.json", state / "updates.jsonl"
         self._lock = threading.Lock()
 
     def record(self) -> BundleRecord:
-        """What is known; empty on a fresh device. Raises BundleError."""
+        """The record; empty on a fresh device. Raises BundleError."""
         fetched = ", and the server's release is fetched"
         data = read_checked(self._path, _MAX_RECORD_BYTES, BundleError, fetched)
         if data is None:
@@ -114,18 +114,18 @@ class Trials:
         return strict.decode(data, BundleRecord, str(self._path), _MAX_RECORD_BYTES, BundleError, fix=fix)
 
     def known(self) -> BundleRecord:
-        """The record; a damaged one holds nothing worth a stop."""
+        """The record, or an empty one if it is damaged: it holds nothing worth stopping for."""
         try:
             return self.record()
         except BundleError:
             return BundleRecord()
 
     def refusal(self, manifest: str) -> Refusal | None:
-        """Why a bundle is not taken here, or None when it may be."""
+        """Why a bundle is refused here, or None if it is not."""
         return next((item for item in self.known().refused if item.manifest == manifest), None)
 
     def begin(self, bundle: Bundle) -> None:
-        """Call before a bundle is loaded: from now on the process may die of it."""
+        """Call before a bundle is loaded: from now on it may crash the process."""
 
         def change(record: BundleRecord) -> BundleRecord:
             if bundle.digest == record.proven:
@@ -151,11 +151,11 @@ class Trials:
         return self._change(change)
 
     def ended(self, bundle: Bundle) -> None:
-        """The run ended cleanly, or the bundle could not be used for a passing reason: clear its recorded starts."""
+        """The run ended cleanly, or the bundle could not be used for a temporary reason: clear its recorded starts."""
         self._change(lambda record: replace(record, starts=_without(record.starts, bundle.digest)))
 
     def refuse(self, bundle: Bundle, reason: str) -> None:
-        """Refuse a bundle that does not work on this device, as long as there is another one to run."""
+        """Refuse a bundle that does not work on this device, provided there is another one to run."""
         refusal = _refusal(bundle.manifest.info.generation, bundle.digest, "update_failed", reason)
         self._change(lambda record: _refused(record, refusal))
 
@@ -169,7 +169,7 @@ class Trials:
         self._change(change)
 
     def recover(self) -> list[Refusal]:
-        """Call once at the start of a device: refuses what has crashed it too often, and goes back."""
+        """Call once when a device starts: refuses a bundle that has crashed it too often, and goes back."""
         before = self.known()
         for loop in before.starts:
             if loop.count >= FAILED_STARTS:
@@ -201,16 +201,16 @@ class Trials:
 
 
 class UpdateLog(NamedTuple):
-    """What `updates.jsonl` holds."""
+    """The contents of `updates.jsonl`."""
 
     events: list[dict[str, Any]]
-    """The last ones, oldest first: time (s since the epoch), event, and what belongs to it."""
+    """The last events, oldest first: time (s since the epoch), event, and its details."""
     damaged_lines: int = 0
-    """Of the whole file; they are left out."""
+    """Number of damaged lines in the whole file; they are left out."""
 
 
 def update_log(state: Path, newest: int = 20) -> UpdateLog:
-    """The last events of a state directory's log of updates."""
+    """The last events in a state directory's log of updates."""
     path = state / "updates.jsonl"
     if not path.exists():
         return UpdateLog([])
@@ -225,7 +225,7 @@ def update_log(state: Path, newest: int = 20) -> UpdateLog:
 
 
 def _checked(line: bytes) -> bytes:
-    """A line of the log without its checksum, nothing when that is wrong; earlier versions wrote none."""
+    """A line of the log without its checksum; empty if the checksum is wrong. Earlier versions wrote none."""
     if not line.startswith(_CHECKED.encode()):
         return line if line.startswith(b'{"time"') else b""
     checksum, _, rest = line.removeprefix(_CHECKED.encode()).partition(b'", ')
@@ -241,7 +241,7 @@ def _refusal(generation: int, manifest: str, event: str, reason: str) -> Refusal
 
 
 def _refused(record: BundleRecord, refusal: Refusal) -> BundleRecord:
-    """Without that bundle, if there is another one that may work."""
+    """The record without that bundle, if there is another one that may work."""
     digest = refusal.manifest
     other = record.current if record.current != digest else record.proven
     if other in (None, digest) or record.proven == digest:

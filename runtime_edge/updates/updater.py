@@ -1,6 +1,6 @@
 """Prepares later bundles and tables for a swap between windows.
 
-An engine and a table are handed over only when they fit each other and the device's privacy floor, so the swap cannot
+An engine and a table are handed over only if they fit each other and the device's privacy floor, so the swap cannot
 fail. An update that does not fit is refused, counted and reported, and the device keeps what it runs. A new bundle is
 on trial (`runtime_edge.updates.trial`) until it has run for a while.
 """
@@ -39,14 +39,14 @@ class WaitingUpdate(NamedTuple):
     manifest: str
     reason: str
     until: float
-    """Seconds since the epoch; infinite: it never fits."""
+    """When it may be fetched, seconds since the epoch; infinite: it never fits."""
 
     def is_too_early(self, manifest: str, now: float) -> bool:
-        """Whether this very bundle waits, and longer."""
+        """Whether this very bundle is waiting, and `now` is still too early."""
         return manifest == self.manifest and now < self.until
 
     def told(self) -> dict[str, Any]:
-        """For the report."""
+        """Its fields in the report."""
         until = None if math.isinf(self.until) else round(self.until)
         return {"generation": self.generation, "manifest": self.manifest, "until": until, "reason": self.reason}
 
@@ -60,9 +60,9 @@ class Updater:
         self._config, self._connection = preparation.config, preparation.connection
         self._store, self._trials = preparation.store, preparation.trials
         self.engine = engine
-        """In use, or handed over next."""
+        """The engine in use, or handed over next."""
         self._running = engine.bundle
-        """The bundle of the last window; `engine` may be of a newer one that is not in use yet."""
+        """The bundle of the last window; `engine` may be for a newer one that is not in use yet."""
         self._trial: Trial | None = None
         self._next_engine: Engine | None = None
         self._on_ready: Callable[[], None] = lambda: None
@@ -75,11 +75,11 @@ class Updater:
 
     @property
     def table(self) -> SplitterTable:
-        """In use, or handed over next."""
+        """The table in use, or handed over next."""
         return self._tables.table
 
     async def follow(self, on_ready: Callable[[], None]) -> None:
-        """Watch for tables and, unless a bundle was given, for releases; `on_ready` is called when there is one."""
+        """Watch for tables and, unless a bundle was given, for releases; `on_ready` is called when one can be taken."""
         self._on_ready = on_ready
         await self._tables.follow(on_ready, self._deepen)
         if self._connection is not None and self._config.bundle is None:
@@ -94,7 +94,7 @@ class Updater:
         return ready
 
     def window_ran(self, bundle: Bundle) -> None:
-        """Tell of each window which bundle ran it: enough of them prove the one that is on trial."""
+        """Note which bundle ran a window: enough of them prove the one on trial."""
         if self._trial is not None and self._trial.bundle is bundle and self._trial.window_ran():
             self._trial = None
             self._proving = asyncio.create_task(self._prove(bundle))
@@ -122,7 +122,7 @@ class Updater:
                 await self._on_release(self._config.target, record)
 
     def status(self) -> dict[str, Any]:
-        """For the report: which bundle runs, whether it still has to prove itself, what could not be run here."""
+        """For the report: which bundle runs, whether it still has to prove itself, and what could not be run here."""
         return {
             "bundle": self._running.digest,
             "on_trial": self._trial is not None,
@@ -131,7 +131,7 @@ class Updater:
         }
 
     def _start_trial(self, bundle: Bundle) -> None:
-        """The bundle is in use from now on; put it on trial unless it is proven."""
+        """Note that a bundle is in use from now on; put it on trial unless it is proven."""
         self._running = bundle
         self._preparation.failures.pop(bundle.digest, None)
         proven = self._trials.known().proven == bundle.digest or not self._store.holds(bundle)
@@ -186,7 +186,7 @@ class Updater:
         await self.reports.report("generation", generation=bundle.manifest.info.generation, digest=bundle.digest)
 
     async def _deepen(self, blocks: int) -> None:
-        """Get more of the first blocks of what runs, or will run next, ready. Raises SscError."""
+        """Get more of the first blocks ready, of the bundle that runs or will run next. Raises SscError."""
         async with self._installing:
             engine = self.engine
             if engine.bundle.blocks_there(engine.prefix.variant) >= blocks:
@@ -203,7 +203,7 @@ class Updater:
             self._wait_no_longer()
 
     def _wait(self, waiting: WaitingUpdate) -> None:
-        """An update waits for a budget; say so once."""
+        """Note that an update waits for a budget; log it once."""
         before, self._waiting = self._waiting, waiting
         if before is None or (before.manifest, before.generation) != (waiting.manifest, waiting.generation):
             _LOG.warning("generation %d: %s", waiting.generation, waiting.reason)
@@ -223,6 +223,6 @@ class Updater:
         while True:
             try:
                 return await update()
-            except SscError as exc:  # the link
+            except SscError as exc:  # the link failed
                 _LOG.info("an update that waited: %s", exc)
             await asyncio.sleep(_RECHECK_S)
