@@ -19,7 +19,7 @@ class AudioWindow(msgspec.Struct, frozen=True):
 
     Attributes:
         index: position on the stream's time line, in hops. It never repeats; audio that was dropped or gated
-        leaves its indices unused.
+            leaves its indices unused.
         capture_time_ns: capture time of the end of the last sample, ns since 1970.
         samples: float32[window_samples] in [-1, 1], a view into the windower's buffer: valid until the next
             window is asked for or the next block is pushed. Copy it to keep it.
@@ -49,7 +49,7 @@ class Windower:
         window_samples: length of a window.
         hop_samples: distance between the starts of two windows; may be larger than the window.
         gate_db: windows whose RMS level, without their mean, is below this, in dB relative to 1.0, are counted but not
-        handed out.
+            handed out.
         counters: where windows are counted; a fresh one by default.
 
     Raises:

@@ -31,7 +31,7 @@ class LineWriter:
 
     Args:
         open_file: opens the destination; called in the thread, where it may block, and again after the reader of a
-        named pipe has gone.
+            named pipe has gone.
         complain: called once for each problem, in any thread, with a text that continues after the destination's name.
         reopens: whether another reader may come after one has gone.
     """

@@ -35,10 +35,10 @@ class Prefix:
         variant: which compiled files.
         options: how they are run.
         memory_limit_mb: resident memory of the process to stay under, MB (1e6 bytes); loading a block may exceed it
-        for a moment.
+            for a moment.
         previous: a prefix used by the same thread; blocks with the same file are not loaded again.
         native: whether a front end that the bundle describes may run as this process's own FFT, which computes only
-        what is new in a window, once it has been proved equal to the block it replaces.
+            what is new in a window, once it has been proved equal to the block it replaces.
 
     Raises:
         BundleError: the bundle has no such variant.

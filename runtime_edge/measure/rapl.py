@@ -47,7 +47,7 @@ class Rapl:
 
     Raises:
         UsageError: there are no counters, this user may not read them, or they stand still while a core works, as on
-        virtual machines.
+            virtual machines.
     """
 
     def __init__(self, idle_w: float | None = None, root: Path = POWERCAP, load: Load = burn) -> None:

@@ -58,7 +58,7 @@ class Heartbeat:
     Args:
         state: the device's state directory.
         make_status: makes a status, queued among the windows: if a window is stuck, no status comes, systemd gets no
-        sign of life, and its watchdog restarts the device.
+            sign of life, and its watchdog restarts the device.
         connection: sends reports to the server, if there is one.
         notifier: reports to systemd.
         namesakes: checks before each report whether another device has reported under this name.
