@@ -95,7 +95,7 @@ class Service:
     start: str
     """How long a start may take, and why."""
     identity: str
-    """The lines that set the user it runs as."""
+    """The lines that set its user and the directory that it owns."""
     devices: str
     """Which devices it may open."""
     watchdog_s: int

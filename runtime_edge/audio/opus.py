@@ -21,7 +21,7 @@ Samples = npt.NDArray[np.float32]
 
 RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 MAX_PACKET_BYTES = 1275
-"""Size limit of one frame: libopus splits a packet of up to 60 ms into frames of 20 ms, at most three."""
+"""Most bytes of a packet with one frame; libopus makes up to 60 ms into frames of 20 ms, at most three."""
 
 _APPLICATION_AUDIO = 2049
 _SET_BITRATE, _SET_VBR, _SET_COMPLEXITY = 4002, 4006, 4010

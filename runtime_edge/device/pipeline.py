@@ -192,7 +192,7 @@ class Pipeline:
         delivery.exchange(in_flight.message_id, in_flight.window.index, frame, deadline_s, answered, in_flight.hop_s)
 
     def _probe_bandwidth(self, delivery: Delivery, in_flight: InFlight) -> None:
-        """If a faster link would change the cut, probe the link: right behind a frame, or now and then."""
+        """If a faster link would change the cut, measure the link: right behind a frame, or now and then."""
         sent = len(in_flight.step.frame) if in_flight.live and not delivery.packs else 0
         filler = filler_bytes(self.uplink.uplink_mbits, in_flight.mbps_in_question, in_flight.hop_s, sent)
         since_s = time.monotonic() - self.uplink.measured_at

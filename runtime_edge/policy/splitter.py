@@ -191,7 +191,7 @@ class Splitter:
     def mbps_in_question(self) -> float | None:
         """The next uplink rate above the present one at which another action would be better; None if there is none.
 
-        Small frames do not reveal that the link has recovered; this is the rate up to which to probe.
+        Small frames do not reveal that the link has recovered; this is the rate up to which to look.
         """
         plan = self._plan
         if plan.bandwidth is None or self._action < 0 or self._latest_row < 0:

@@ -41,7 +41,7 @@ _BUNCHED = 2.0
 _TRIPS = 32
 """How many round trips are used to measure how much they waver."""
 _USUAL = 0.75
-"""Share of the steps from one round trip to the next that uniform jitter keeps within its own size."""
+"""Share of the steps between successive round trips that are at most the jitter, if that is uniform."""
 _LEAST_STEPS, _FEW_STEPS = 3, 8
 """With fewer steps than the second, the largest counts; with fewer than the first, none."""
 _UNKNOWN_JITTER_S = 0.1

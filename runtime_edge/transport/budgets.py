@@ -226,7 +226,7 @@ class Budgets:
 
 
 def _read(path: Path, wall: float) -> tuple[KeptTraffic, float]:
-    """What an earlier run left, and the seconds since; damaged fields are empty."""
+    """What an earlier run left, and the seconds since; if the file is damaged, nothing is left of the budgets."""
     try:
         data = read_checked(path, _MAX_BYTES)
         if data is None:

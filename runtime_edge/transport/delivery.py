@@ -280,7 +280,7 @@ class Delivery:
         self._counts.stage_ms["publish"].observe(result * 1e3)
         self._counts.bytes_sent += sent_bytes
         if alone and by_answer and self._uplink.is_surprise(sent_bytes, result):
-            # The delay may have been the server's: the broker's answer to a probe will show.
+            # The server may have been held up, not the link: the broker is asked about the next frame.
             self._until_asked = 0
             self._uplink.dismiss()
             if time.monotonic() - self._looked_at > _LOOKS_EVERY_S:

@@ -66,7 +66,7 @@ def blocks_needed(manifest: Manifest, table: SplitterTable, config: DeviceConfig
 
 
 def blocks_there(bundle: Bundle, config: DeviceConfig) -> int:
-    """How many of a bundle's blocks that a device can run are here."""
+    """How many of a bundle's first blocks are here, in the variant that this device runs."""
     return bundle.blocks_there(choose_variant(bundle.manifest, config.variant, config.target))
 
 

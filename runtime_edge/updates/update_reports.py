@@ -43,6 +43,6 @@ class UpdateReports:
         _LOG.warning("%s: %s", event, exc)
 
     def numbers_damaged(self, exc: Exception) -> None:
-        """Count, and write to the log of updates, that it is no longer known which records are old."""
+        """Count and log that the numbers of accepted records are lost, so old records cannot be recognised."""
         self.count("numbers_damaged", exc)
         self._trials.note("numbers_damaged", reason=str(exc)[:MAX_REASON])
