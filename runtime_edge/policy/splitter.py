@@ -71,9 +71,9 @@ class Splitter:
     not taken again for RETURN_S, unless they have moved by several bins.
 
     A window's uncertainty is known only after it has run, so the table is looked up with the exponential mean of the
-    known ones, 1 before the first; `uncertainty_smoothing` is the newest one's weight: 1.0 for smoothed values. Never
-    chosen, not even to explore, is an action earlier than cut `min_cut_index` (the privacy floor), or whose width
-    (`widths`) or exit (cuts in `exits`) the bundle lacks. Raises TableError if the table does not fit.
+    known ones, 1 before the first; `uncertainty_smoothing` is the newest one's weight: 1.0 for smoothed values. It
+    never chooses, not even to explore, an action earlier than cut `min_cut_index` (the privacy floor), or one whose
+    width (`widths`) or exit (cuts in `exits`) the bundle lacks. Raises TableError if the table does not fit.
     """
 
     def __init__(
