@@ -39,7 +39,7 @@ class Accounting:
     kept_local: int = 0
     """Windows that are not shipped, because of the action `local` or because they are kept."""
     kept: int = 0
-    """Those of them that the action would ship but the table's thresholds keep."""
+    """Of `kept_local`, the windows that the action would ship but the table's thresholds keep."""
     dropped: dict[DropReason, int] = field(default_factory=lambda: defaultdict(int))
     undecided: int = 0
     """Windows that are on their way but not on the disk: soon acknowledged or dropped."""

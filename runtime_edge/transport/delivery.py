@@ -28,7 +28,7 @@ _LONGEST_PAUSE_S = 10.0
 _LOOKS_EVERY_S = 10.0
 """Seconds between two bandwidth probes that investigate late answers: a busy server has many."""
 _ASKED_EVERY = 8
-"""Of this many frames answered in time, the broker acknowledges one as well; of the first this many, each."""
+"""After this many answers in time, the broker is asked to acknowledge only one frame in this many."""
 
 
 class Delivery:
