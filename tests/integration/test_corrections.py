@@ -51,7 +51,10 @@ def best(results):
     return {true: max(said, key=said.get) for true, said in found.items()}
 
 
-@pytest.mark.parametrize(("cut", "audio"), [("waveform", "flac"), ("waveform", "pcm16"), ("one", "pcm16")])
+CASES = [("waveform", "flac"), pytest.param("waveform", "pcm16", marks=pytest.mark.slow), ("one", "pcm16")]
+
+
+@pytest.mark.parametrize(("cut", "audio"), CASES)
 def test_corrections_make_the_next_head_another_one(start, tmp_path, cut, audio):
     server = start.server("--no-training", "--web", "0")
     url = page_of(server)
