@@ -53,15 +53,15 @@ def compile(  # noqa: A001
 ) -> Bundle:
     """Compile an encoder into a bundle directory, as `ssc compile` does, and open it.
 
-    `encoder` is a file that `ssc compile` reads (`factory`, `sample_rate`, `front_end` and `unsafe_load` say how, where
-    it does not say it all itself), or a torch module that takes waveforms (batch, samples) float32 and returns
-    embeddings (batch, d), with the attributes `sample_rate` (Hz) and `window_samples`. The bundle goes to `out`, and
-    takes the place of one that is there; `key` is the file of a secret key to sign it with. The other parameters are
-    the command's options (`ssc compile --help-all`), with lists in the place of commas. `progress` is called with (what
-    is being done, steps done, steps in all).
+    `encoder` is a file that `ssc compile` reads (`factory`, `sample_rate`, `front_end` and `unsafe_load` supply what
+    the file does not say itself), or a torch module that takes waveforms (batch, samples) float32 and returns
+    embeddings (batch, d), with the attributes `sample_rate` (Hz) and `window_samples`. The bundle is written to `out`
+    and replaces any bundle there; `key` is the file of a secret key to sign it with. The other parameters are the
+    command's options (`ssc compile --help-all`), with lists instead of comma-separated text. `progress` is called with
+    (what is being done, steps done, steps in all).
 
-    What the user should know is logged as a warning. Raises UsageError, FormatError, SignatureError, or CheckFailed
-    when the encoder does not hold; then nothing is written.
+    Whatever the user should know is logged as a warning. Raises UsageError, FormatError, SignatureError, or CheckFailed
+    when the encoder fails a check; nothing is written then.
     """
     from streamsplit_compile.compile_calls import compile_bundle
 
@@ -78,10 +78,10 @@ def advise(
     link: str = "wifi",
     profile: str | PathLike[str] | None = None,
 ) -> list[Advice]:
-    """What each way of running a bundle would cost on its targets (or some of them) over a link, and what to do.
+    """Estimate the cost of each way to run a bundle on its targets (or some of them) over a link, and recommend one.
 
-    One Advice for each target: `sentence()` says what to do, `best` and `estimates` have the figures. `profile` is a
-    file of costs measured on one of the targets. Raises UsageError, BundleError or FormatError.
+    Returns one Advice for each target: `sentence()` is the recommendation, `best` and `estimates` have the figures.
+    `profile` is a file of costs measured on one of the targets. Raises UsageError, BundleError or FormatError.
     """
     from streamsplit_compile.compile_calls import advise_bundle
 

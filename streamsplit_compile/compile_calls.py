@@ -31,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 def read_encoder(
     encoder: Encoder, factory: str | None, sample_rate: int | None, front_end: str | None, unsafe_load: bool
 ) -> LoadedEncoder:
-    """An encoder's file, or a module. Raises UsageError or FormatError."""
+    """Load an encoder from a file or a module. Raises UsageError or FormatError."""
     if not isinstance(encoder, torch.nn.Module):
         return load_encoder(Path(encoder), factory, sample_rate, unsafe_load, front_end=front_end)
     if factory is not None or front_end is not None or unsafe_load:
@@ -40,7 +40,7 @@ def read_encoder(
     try:
         return from_module(type(encoder).__name__, {}, encoder, sample_rate)
     finally:
-        for part, mode in modes:  # whoever trains it goes on
+        for part, mode in modes:  # the caller may go on training it
             part.training = mode
 
 
@@ -103,7 +103,7 @@ def _profile(path: Path_ | None) -> Profile | None:
 
 
 def _several(names: Sequence[str], what: str) -> list[str]:
-    """A list of names; a text would be taken for a list of letters."""
+    """The names as a list. Raises UsageError for a single string, which would be read as a list of letters."""
     if isinstance(names, str):
         raise UsageError(f"{what} {names!r}: give a list, such as {names.split(',')}")
     return list(names)

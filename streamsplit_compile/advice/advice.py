@@ -1,7 +1,7 @@
 """The costs of each way to run a bundle on a target and a link, and the recommended one (docs/advice.md).
 
-Estimates: the table's costs (predicted, or measured with a profile) over traces of the link, on a device with little
-else to do. Where a policy answers twice, the first answer is the exit's.
+Estimates apply the table's costs (predicted, or measured with a profile) to traces of the link, on a device with little
+else to do. If a policy answers twice, the first answer is the exit's.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ STREAMS: tuple[tuple[str, Encoding, float], ...] = (
     ("Opus 16", "opus", 16.0),
     ("Opus 24", "opus", 24.0),
 )
-"""What is sent instead of activations: name, encoding and kbit/s."""
+"""Audio streams that can be sent instead of activations: name, encoding and kbit/s."""
 KEPT_UP_BYTES, KEPT_DOWN_BYTES = 12, 4
-"""Of a window that is not shipped: heartbeats and pings (`python -m tools.bench_wire --only kept`)."""
+"""Traffic for each window that is not shipped: heartbeats and pings (`python -m tools.bench_wire --only kept`)."""
 TIE = 0.1
-"""In reward, a hundredth of full agreement: among policies closer to the best than this, the simplest wins."""
+"""Reward difference, a hundredth of full agreement: of the policies this close to the best, the simplest wins."""
 _MONTH_S = 30 * 86400.0
 _LINKS = {"lora": LORA, **FAMILIES}
 _TRACES, _WINDOWS = 32, 480
@@ -48,67 +48,67 @@ _LISTENED_S = 20.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """One policy, means over windows."""
+    """Estimates for one policy: means over windows."""
 
     policy: str
     """`device only`, `table`, a stream, or an action of the table."""
     first_ms: float
-    """From a window's end to its first answer."""
+    """Time from a window's end to its first answer."""
     final_ms: float
     up_bytes: float
-    """At the interface."""
+    """Counted at the network interface."""
     down_bytes: float
     above_idle_mj: float
     idle_mj: float
-    """Of board and radio at rest, for as long as a window lasts."""
+    """Energy of the board and radio at rest, over one hop."""
     agreement: float
     """Median cosine with the float32 encoder's embedding."""
     memory_mb: float
     reward: float
-    """Without a value of learning."""
+    """The reward without any learning value."""
     hop_s: float
     head: float | None = None
-    """Share of labelled recordings that a head gets right by the last answers; None if there was no head."""
+    """Share of labelled recordings that a head gets right from the last answers; None if there was no head."""
     head_first: float | None = None
-    """The same by the first answers."""
+    """The same share from the first answers."""
 
     def _a_month(self, share: float) -> float:
         return share * _MONTH_S / self.hop_s
 
     def gb_a_month(self, share: float = 1.0) -> float:
-        """Both ways, listening for that share of the time, GB (1e9 bytes)."""
+        """Traffic both ways, in GB (1e9 bytes), if the device listens for this share of the time."""
         return (self.up_bytes + self.down_bytes) * self._a_month(share) / 1e9
 
     def wh_a_month(self, share: float = 1.0) -> float:
-        """With idle power, which lasts all the time, Wh."""
+        """Energy including idle power, in Wh. The device idles all the time and listens for this share of it."""
         return (self.above_idle_mj * share + self.idle_mj) * self._a_month(1.0) / 3.6e6
 
     def battery_hours(self, watt_hours: float, share: float = 1.0) -> float:
-        """So long a battery lasts."""
+        """How many hours a battery lasts."""
         return watt_hours / max(self.wh_a_month(share), 1e-12) * _MONTH_S / 3600
 
 
 @dataclass(frozen=True)
 class Advice:
-    """All policies on one target and link."""
+    """The estimates for all policies on one target and link."""
 
     target: str
     link: str
     estimates: tuple[Estimate, ...]
     provenance: str
-    """Of the times: `predicted` or `measured`."""
+    """Where the times come from: `predicted` or `measured`."""
     last_cut: str
-    """Where the device has the embedding itself."""
+    """The cut at which the device computes the embedding itself."""
     left_out: tuple[str, ...]
-    """Policies that cannot be had, and why."""
+    """Policies that are not possible, each with the reason."""
 
     def of(self, policy: str) -> Estimate | None:
-        """That one's estimate; None where it was left out."""
+        """The estimate for a policy; None if it was left out."""
         return next((one for one in self.estimates if one.policy == policy), None)
 
     @property
     def best(self) -> Estimate:
-        """The policy to take: of those about as good as the best the simplest."""
+        """The recommended policy: the simplest of those about as good as the best."""
         most = max(one.reward for one in self.estimates)
         good = [one for one in self.estimates if one.reward >= most - TIE]
         names = [one.policy for one in good]
@@ -118,7 +118,7 @@ class Advice:
         return max(good, key=lambda one: one.reward)
 
     def sentence(self, share: float = 1.0) -> str:
-        """What to do, and beside what, listening for that share of the time."""
+        """The recommendation and its closest alternative, if the device listens for this share of the time."""
         best, where = self.best, f"{self.target} over {self.link}"
         others = [one for one in self.estimates if one.policy not in (DEVICE_ONLY, best.policy)]
         other = max(others, key=lambda one: one.reward) if others else None
@@ -142,7 +142,7 @@ class Advice:
 
 
 def _told(one: Estimate, share: float) -> str:
-    """Its figures in a few words."""
+    """An estimate's figures in a few words."""
     energy, gigabytes = f"{one.above_idle_mj:.0f} mJ a window above idle", f"{one.gb_a_month(share):.2g} GB a month"
     first = "" if round(one.first_ms) == round(one.final_ms) else f"{one.first_ms:.0f} ms to the first answer, "
     right = "" if one.head is None else f", {one.head:.1%} of clips right"
@@ -165,10 +165,10 @@ def _what_to_do(policy: str, last_cut: str) -> str:
 def advise(
     bundle: Bundle, targets: Iterable[Target], link: str, profile: Profile | None = None, seed: int = 0
 ) -> list[Advice]:
-    """Estimates of all policies on targets that the bundle was compiled for, over a link by name or TOML file.
+    """Estimate all policies on targets that the bundle was compiled for, over a link given by name or TOML file.
 
-    `profile`: measured times of one of the targets. Raises UsageError when the bundle was not compiled for a target or
-    there is no such link.
+    `profile` has times measured on one of the targets. Raises UsageError when the bundle was not compiled for a target
+    or there is no such link.
     """
     found, streams = [], None
     for target in targets:
@@ -220,13 +220,13 @@ def _advise(
 
 
 def link_traces(link: str, seed: int) -> Traces:
-    """Windows of a device with little to do on a link of that name; any other name is a link of any kind."""
+    """Traces of a device with little else to do on the named link; an unknown name gets the broadest family."""
     model: TraceModel = _LINKS.get(link, FAMILIES["wide"])
     return synthetic_traces(replace(model, cpu_levels=(0.05,)), _TRACES, _WINDOWS, seed)
 
 
 def _lacking(one: Estimate, target: Target, link_mbps: float) -> str | None:
-    """What a policy needs more of than there is."""
+    """The resource that a policy needs more of than there is; None if it has enough."""
     if one.memory_mb > target.memory.ram_mb.value:
         return f"takes {one.memory_mb:.0f} MB of memory, {target.name} has {target.memory.ram_mb.value:.0f}"
     needed = one.up_bytes * 8 / one.hop_s / 1e6
@@ -234,7 +234,7 @@ def _lacking(one: Estimate, target: Target, link_mbps: float) -> str | None:
 
 
 def _streams(costs: Sequence[ActionCosts], bundle: Bundle) -> tuple[list[ActionCosts], list[str]]:
-    """The waveform as each stream; of those whose library is missing why."""
+    """The action of each stream, and the reason for each one whose library is missing."""
     heard = soundscape(_LISTENED_S, bundle.manifest.info.front_end.sample_rate, seed=0)
     found, left_out = [], []
     for name, encoding, kbps in STREAMS:
@@ -248,7 +248,7 @@ def _streams(costs: Sequence[ActionCosts], bundle: Bundle) -> tuple[list[ActionC
 
 
 def _answered_bytes(bundle: Bundle) -> int:
-    """Of an embedding that comes back: a byte for each value, and their scale."""
+    """Bytes of an embedding in a reply: one for each value, plus their scale."""
     return int(np.prod(bundle.manifest.info.cuts[-1].shape)) + 4
 
 
@@ -261,7 +261,7 @@ def _estimate(
     target: Target,
     answered: int,
 ) -> Estimate:
-    """Of taking `chosen` (trace, window)."""
+    """The estimate for taking the actions `chosen` (trace, window)."""
     actions = environment.actions
     ships = np.array([action.bytes > 0 for action in actions])[chosen]
     asks = np.array([action.teaches for action in actions])[chosen]
@@ -287,7 +287,7 @@ def _estimate(
 
 
 def _beats(one: Estimate, other: Estimate) -> bool:
-    """Whether it is nowhere worse, and somewhere better."""
+    """Whether the first estimate is no worse in anything and better in something."""
     costs, others = (
         (each.final_ms, each.up_bytes + each.down_bytes, each.above_idle_mj, -each.agreement) for each in (one, other)
     )

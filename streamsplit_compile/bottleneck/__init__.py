@@ -1,1 +1,1 @@
-"""Bottlenecks: small encoders behind a prefix and decoders before the suffix (docs/bottlenecks.md)."""
+"""Bottlenecks: small encoders after a prefix and decoders before the suffix (docs/bottlenecks.md)."""

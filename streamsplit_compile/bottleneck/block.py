@@ -1,12 +1,12 @@
 """A bottleneck in torch: activation to latent and back.
 
-    layout = layout_of(cut)                       # None where the cut's activation can have none
+    layout = layout_of(cut)                       # None if the cut's activation cannot have one
     block = Bottleneck(layout, channels=32, hidden=0)
     block.decode(block.encode(activations))
 
-An activation is seen as an image and cut into patches; each patch becomes one value in every channel of the latent, by
-one strided convolution. The decoder is the linear map back to patches and, where it is trained, a small convolutional
-network over the latent that adds to it. One block serves every width: a narrower latent has zeros in its last channels.
+An activation is treated as an image and cut into patches; one strided convolution turns each patch into one value in
+every channel of the latent. The decoder is the linear map back to patches plus, if it is trained, the output of a small
+convolutional network over the latent. One block serves every width: a narrower latent has zeros in its last channels.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from runtime_edge.formats.manifest import Cut
 
 MAX_PATCH_VALUES = 1024
 _CHANNELS, _MANY_CHANNELS = 64, 128
-"""Of a latent at most: the second where patches have so many values that the first would keep too little of them."""
+"""The most channels of a latent; the second number is for large patches, of which the first would keep too little."""
 _LARGE_PATCH = 512
-"""Values of such a patch, at least."""
+"""The fewest values of a large patch."""
 _ROWS = (8, 16, 32, 64, 128)
-"""Rows and columns that a latent has at most: the fewest whose patches are small enough."""
+"""Limits to a latent's rows and columns; the smallest limit at which patches are small enough is used."""
 _FEWER_ROWS = 4
-"""Where patches would be single places: neighbours tell of each other, which only larger patches make use of."""
+"""The limit if patches would be single positions: neighbours are correlated, which only larger patches can use."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Layout:
     """How an activation is cut into patches."""
 
     shape: tuple[int, ...]
-    """Of the activation of one window, with its batch axis of 1."""
+    """Shape of the activation of one window, with its batch axis of 1."""
     axis: int
-    """Of its channels."""
+    """The axis of its channels."""
     patch: tuple[int, int]
-    """Rows and columns."""
+    """Rows and columns of one patch."""
 
     @property
     def image(self) -> tuple[int, int, int]:
@@ -54,19 +54,19 @@ class Layout:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """How many rows and columns of patches there are."""
         _, rows, columns = self.image
         return -(-rows // self.patch[0]), -(-columns // self.patch[1])
 
     @property
     def patch_values(self) -> int:
-        """Values of one patch."""
+        """How many values one patch has, over all channels."""
         return self.image[0] * self.patch[0] * self.patch[1]
 
 
 def layout_of(cut: Cut) -> Layout | None:
-    """The layout for a cut's activations; None for the waveform, for what is no image or sequence, and where patches
-    would be too large.
+    """The layout for a cut's activations; None for the waveform, for activations that are neither image nor sequence,
+    and if patches would be too large.
     """
     if cut.index == 0 or cut.shape[0] != 1 or len(cut.shape) not in (2, 3, 4) or cut.int8 is None:
         return None
@@ -79,20 +79,20 @@ def layout_of(cut: Cut) -> Layout | None:
 
 
 def _patched(shape: tuple[int, ...], axis: int, most: int) -> Layout:
-    """Patches of which there are at most `most` above and beside each other."""
+    """The layout with the smallest patches that make at most `most` rows and `most` columns."""
     _, rows, columns = Layout(shape, axis, (1, 1)).image
     return Layout(shape, axis, (-(-rows // most), -(-columns // most)))
 
 
 def channels_of(layout: Layout) -> int:
-    """How many channels its latents have at most."""
+    """The most channels that latents of a layout can have."""
     positions = layout.grid[0] * layout.grid[1]
     many = layout.patch_values >= _LARGE_PATCH and positions * _MANY_CHANNELS <= MAX_LATENT_VALUES
     return min(_MANY_CHANNELS if many else _CHANNELS, layout.patch_values, MAX_LATENT_VALUES // positions)
 
 
 class Bottleneck(nn.Module):
-    """Encoder and decoder of one cut. A value of the latent is worth one step of its quantiser.
+    """Encoder and decoder of one cut. A latent's value of 1 is one step of its quantiser.
 
     `hidden` is the width of the network that adds to the linear decoder; 0 for none.
     """
@@ -115,20 +115,20 @@ class Bottleneck(nn.Module):
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
-        """Of one window: (1, channels, rows, columns)."""
+        """Shape of one window's latent: (1, channels, rows, columns)."""
         return (1, self.analysis.out_channels, *self.layout.grid)
 
     def forward(self, activations: Tensor) -> Tensor:
-        """What a device runs: `encode`."""
+        """The part that a device runs: `encode`."""
         return self.encode(activations)
 
     def encode(self, activations: Tensor) -> Tensor:
-        """Latents (n, channels, rows, columns), not yet rounded, of activations (n, ...)."""
+        """Encode activations (n, ...) as latents (n, channels, rows, columns), not yet rounded."""
         latents: Tensor = self.analysis(padded_image(self.layout, activations))
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Activations (n, ...) of latents (n, channels, rows, columns)."""
+        """Decode latents (n, channels, rows, columns) to activations (n, ...)."""
         patches: Tensor = self.synthesis(latents.permute(0, 2, 3, 1))
         if self.hidden is not None:
             patches = patches + self.refinement(self.hidden(latents).permute(0, 2, 3, 1))
@@ -143,7 +143,7 @@ class Bottleneck(nn.Module):
         return image.reshape(-1, *self.layout.shape[1:])
 
     def to_bytes(self) -> bytes:
-        """The weights with their layout, as arrays of NumPy; deterministic."""
+        """The weights with their layout, as NumPy arrays; deterministic."""
         arrays = {name: value.detach().numpy().astype("<f4") for name, value in self.state_dict().items()}
         written = io.BytesIO()
         np.savez(written, layout=np.array([self.layout.axis, *self.layout.patch], "<i4"), **arrays)
@@ -151,7 +151,7 @@ class Bottleneck(nn.Module):
 
 
 def read_bottleneck(data: bytes, cut: Cut, where: str) -> Bottleneck:
-    """The block that `to_bytes` wrote, for activations of the cut. Raises BundleError."""
+    """Read a block that `to_bytes` wrote for activations of this cut. Raises BundleError."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             arrays = {name: np.asarray(stored[name]) for name in stored.files}
@@ -170,7 +170,7 @@ def read_bottleneck(data: bytes, cut: Cut, where: str) -> Bottleneck:
 
 
 def padded_image(layout: Layout, activations: Tensor) -> Tensor:
-    """Activations (n, ...) as images (n, channels, rows, columns), zeros behind their ends up to whole patches."""
+    """Activations (n, ...) as images (n, channels, rows, columns), padded at the end with zeros to whole patches."""
     channels, rows, columns = layout.image
     if len(layout.shape) == 3:
         image = (activations if layout.axis == 1 else activations.transpose(1, 2)).unsqueeze(2)

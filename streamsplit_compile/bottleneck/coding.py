@@ -1,4 +1,4 @@
-"""Fits the static tables with which a bottleneck's latents are coded (`runtime_edge.formats.latent_codec`)."""
+"""Fits the static tables that code a bottleneck's latents (`runtime_edge.formats.latent_codec`)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from runtime_edge.formats.encoder.bottleneck_info import SYMBOLS
 from runtime_edge.formats.latent_codec import TOTAL
 
 _PRIOR = 200.0
-"""How many values the law weighs that stands for those which have not occurred."""
+"""How many observed values the geometric law counts as."""
 
 
 def coding_tables(values: npt.NDArray[np.int8]) -> bytes:
     """Tables for latents (windows, channels, rows, columns) like these.
 
-    How often each value occurs, and between and beyond those that occur a geometric law of the same mean magnitude,
-    which weighs as much as `_PRIOR` values: what has not occurred yet must not cost too much.
+    In each channel the frequencies of the values are mixed with a geometric law of the same mean magnitude, which
+    counts as `_PRIOR` values, so that a value that has not occurred yet does not cost too much.
     """
     steps = np.arange(SYMBOLS) - SYMBOLS // 2
     tables = []

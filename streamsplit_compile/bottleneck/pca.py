@@ -12,10 +12,10 @@ from streamsplit_compile.bottleneck.block import Bottleneck, Layout, padded_imag
 
 
 def fit_pca(layout: Layout, activations: Iterable[Tensor], channels: int) -> tuple[Bottleneck, float]:
-    """The block whose channels are the first principal components, the largest first, with a step of 1.
+    """Fit a block whose channels are the first principal components, the largest first, with a step of 1.
 
     `activations` are batches (n, ...) float32. Also returns the standard deviation of the first component. The largest
-    weight of each component is positive, so that they are the same every time.
+    weight of each component is made positive, so that every fit gives the same components.
     """
     count, total = 0, torch.zeros(layout.patch_values, dtype=torch.float64)
     products = torch.zeros(layout.patch_values, layout.patch_values, dtype=torch.float64)
@@ -40,7 +40,7 @@ def fit_pca(layout: Layout, activations: Iterable[Tensor], channels: int) -> tup
 
 
 def with_step(block: Bottleneck, step: float) -> Bottleneck:
-    """The same block, whose latent has a value for each `step` of its components."""
+    """The same block with its components divided by `step`, so that a latent's value of 1 is one step."""
     scaled = Bottleneck(block.layout, block.analysis.out_channels)
     weights = block.state_dict()
     factors = {"analysis.weight": 1 / step, "analysis.bias": 1 / step, "synthesis.weight": step}

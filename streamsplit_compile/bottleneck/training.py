@@ -1,9 +1,9 @@
-"""Trains a bottleneck without labels, so that the embedding behind the suffix stays the same.
+"""Trains a bottleneck without labels, so that the embedding after the suffix stays the same.
 
     loss = 1 - cos(z, suffix(decode(encode(x)))) + ACTIVATION * distance of the activation + RATE * kilobytes
 
-The suffix stays as it is. In each step a width is drawn, so one block serves all (docs/method.md, section 8). The rate
-is that of a logistic law in each channel whose spread is trained along.
+The suffix is not trained. Each step draws a width, so that one block serves all widths (docs/method.md, section 8). The
+rate comes from a logistic law in each channel, whose spread is trained with the block.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ BATCH = 32
 _LEARNING_RATE = 2e-3
 _WARM_UP = 0.1
 _KEPT_EVERY = 100
-"""Steps from one checkpoint to the next."""
+"""Steps between checkpoints."""
 _MAX_CHECKPOINT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a bottleneck is trained on."""
+    """The data that a bottleneck is trained on, and the suffix."""
 
     activations: Tensor
     """(n, ...) float32, at the cut."""
     embeddings: Tensor
-    """(n, d) embeddings of the windows by the encoder."""
+    """(n, d): the encoder's embeddings of the same windows."""
     suffix: Callable[[Tensor], Tensor]
-    """From activations to embeddings, differentiable."""
+    """Maps activations to embeddings; differentiable."""
 
 
 class Trainer:
-    """Trains one block from where closed form left it; a run that was stopped goes on from its checkpoint."""
+    """Trains one block, starting from the closed form; an interrupted run continues from its checkpoint."""
 
     def __init__(self, block: Bottleneck, data: TrainingSet, widths: Sequence[int], steps: int, seed: int) -> None:
-        torch.manual_seed(seed)  # of the first weights
+        torch.manual_seed(seed)  # for the initial weights
         self.block = _with_network(block)
         self._data, self._widths, self._steps, self._seed = data, widths, steps, seed
         with torch.no_grad():
             latents = self.block.encode(data.activations[:256])
-            spread = latents.std((0, 2, 3)) * 0.55 + 0.05  # a logistic law's scale by its standard deviation
+            spread = latents.std((0, 2, 3)) * 0.55 + 0.05  # a logistic law's scale from its standard deviation
         self._spread = nn.Parameter(spread.log())
         self._optimiser = torch.optim.Adam([*self.block.parameters(), self._spread], lr=_LEARNING_RATE)
         self._power = float(data.activations.square().mean()) or 1.0
         self.done = 0
-        """Steps."""
+        """Steps taken so far."""
 
     def run(self, checkpoint: Path | None, progress: Callable[[int, int], None]) -> Bottleneck:
-        """Take all steps, those that a checkpoint there already has left out; None keeps none."""
+        """Train to the last step, continuing from the checkpoint file if it exists; None keeps no checkpoints."""
         if checkpoint is not None:
             self._resume(checkpoint)
         while self.done < self._steps:
@@ -74,7 +74,7 @@ class Trainer:
         return self.block.eval()
 
     def _step(self) -> None:
-        """One step; what is random in it follows from the seed and its number."""
+        """Take one step; everything random in it follows from the seed and the step's number."""
         random = np.random.default_rng([self._seed, self.done])
         chosen = torch.from_numpy(random.integers(0, len(self._data.activations), BATCH))
         width = int(random.choice(self._widths))
@@ -84,7 +84,7 @@ class Trainer:
         latents = self.block.encode(activations)[:, :width]
         noise = torch.from_numpy(random.uniform(-0.5, 0.5, tuple(latents.shape)).astype(np.float32))
         kilobytes = _bits(latents + noise, self._spread[:width].exp()) / 8000
-        # The gradient passes rounding as if it were not there.
+        # The gradient passes straight through the rounding.
         rounded = latents + (latents.clamp(-128, 127).round() - latents).detach()
         decoded = self.block.decode(widened(rounded, self.block.analysis.out_channels))
         away = 1 - functional.cosine_similarity(self._data.suffix(decoded), embeddings).mean()
@@ -126,26 +126,26 @@ class Trainer:
 
 
 def widened(latents: Tensor, channels: int) -> Tensor:
-    """Latents (n, width, ...) with zeros in the channels behind."""
+    """Latents (n, width, ...) padded with zeros to (n, channels, ...)."""
     return functional.pad(latents, (0, 0, 0, 0, 0, channels - latents.shape[1]))
 
 
 def _with_network(block: Bottleneck) -> Bottleneck:
-    """The block with the network of a trained one, which adds nothing yet."""
+    """The block with the network that training needs, which adds nothing yet."""
     found = Bottleneck(block.layout, block.analysis.out_channels, HIDDEN)
     found.load_state_dict({**found.state_dict(), **block.state_dict()})
     return found.train()
 
 
 def _bits(values: Tensor, spread: Tensor) -> Tensor:
-    """Bits of one window's values (n, channels, ...), each rounded, under a logistic law around 0 in each channel."""
+    """Bits of one window's rounded values (n, channels, ...) under a logistic law around 0 in each channel."""
     scaled = spread.view(1, -1, 1, 1)
     share = torch.sigmoid((values + 0.5) / scaled) - torch.sigmoid((values - 0.5) / scaled)
     return -torch.log2(share.clamp_min(1e-9)).sum((1, 2, 3)).mean()
 
 
 def _schedule(done: float) -> float:
-    """Share of the learning rate: up in the first steps, then down to nothing along a cosine."""
+    """Share of the learning rate: it rises in the first steps, then falls to 0 along a cosine."""
     if done < _WARM_UP:
         return done / _WARM_UP
     return 0.5 * (1 + float(np.cos(np.pi * (done - _WARM_UP) / (1 - _WARM_UP))))

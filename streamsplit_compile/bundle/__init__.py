@@ -1,1 +1,1 @@
-"""Segments, tables and measurements to one bundle."""
+"""Turns segments, tables and measurements into one bundle."""

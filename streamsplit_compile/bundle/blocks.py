@@ -1,4 +1,4 @@
-"""Blocks on disk: lower every segment in every format, reweight kept graphs, derive the smaller precisions."""
+"""Writes blocks to disk: lowers segments in every format, puts new weights into kept graphs, derives precisions."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def lower_blocks(
     keep_norms: bool,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Component]:
-    """Every segment in float32 in every wanted format, written as assets.
+    """Lower every segment in float32 to every wanted format and write the files as assets.
 
-    Raises MissingExtra, CutRefused naming a cut at the end of a block that has no format, or UsageError when that is
-    the whole encoder.
+    Raises MissingExtra, CutRefused naming a cut at one end of a block that a format cannot express, or UsageError when
+    that block is the whole encoder.
     """
     components, digests = {}, tensor_digests(tensors)
     for index, (segment, cut) in enumerate(zip(segments, cuts, strict=False)):
@@ -60,7 +60,7 @@ def lower_blocks(
 
 
 def refused_block(cuts: Sequence[str], block: int, exc: SscError) -> SscError:
-    """What to raise when a block between two of the named cuts cannot be lowered or run: one of them may go."""
+    """The error for a block that cannot be lowered or run. It names a cut at one of its ends that may be dropped."""
     if len(cuts) <= 2:
         return exc
     return CutRefused(cuts[block] if block else cuts[1], str(exc))
@@ -75,7 +75,7 @@ def reweight_block(
     metadata: Mapping[str, str],
     source: Source | None,
 ) -> Component:
-    """One block of the base bundle with new weights in float32; all the same files when its weights are the same.
+    """One block of the base bundle with new weights in float32; it keeps its files if its weights have not changed.
 
     Raises BundleError when a tensor is missing, UsageError when a graph must be converted and there is no source.
     """
@@ -115,8 +115,7 @@ def derive_precisions(
 ) -> Manifest:
     """Add the wanted variants that blocks lack, made from their float32 files.
 
-    `activations[k]` (windows, *shape) are what comes into block k on calibration audio; int8 needs them. Raises
-    UsageError.
+    `activations[k]` (windows, *shape) is the input of block k on calibration audio; int8 needs it. Raises UsageError.
     """
     bundle = Bundle(root, manifest, "", None)
     components = dict(manifest.components)
@@ -157,7 +156,7 @@ def split_variant(variant: str) -> tuple[Format, Precision]:
 
 
 def _with_graph(root: Path, block: BlockInfo, name: Format, kept: bytes, digests: Digests) -> BlockInfo:
-    """Keep a graph beside its block, unless it has no parameters and so can never change."""
+    """The block with its kept graph stored beside it, unless the graph has no parameters and so can never change."""
     digest = _digest(name, kept, digests)
     if digest is None:
         return block
@@ -166,7 +165,7 @@ def _with_graph(root: Path, block: BlockInfo, name: Format, kept: bytes, digests
 
 
 def _digest(format_name: Format, kept: bytes, digests: Digests) -> str | None:
-    """Digest of the parameters a kept graph takes; None when it takes none. Raises KeyError."""
+    """Digest of a kept graph's parameters; None when it has none. Raises KeyError."""
     names = artifact_formats.parameter_names(format_name, kept)
     return combined_digest(digests, names) if names else None
 

@@ -1,4 +1,4 @@
-"""The page beside a compiled bundle: latency of every cut on every target, and its bytes against audio codecs."""
+"""The page beside a compiled bundle: every cut's latency on every target, and its bytes compared with audio codecs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Bar = tuple[str, list[tuple[str, float]]]
 
 
 def render_report(bundle: Bundle) -> bytes:
-    """The page, with its pictures inside; the same bundle gives the same bytes."""
+    """The page as HTML with its pictures inline; the same bundle gives the same bytes."""
     info = bundle.manifest.info
     sections = "".join(_target_section(bundle, target) for target in info.targets)
     page = f"""<!doctype html>
@@ -71,7 +71,7 @@ bar is the server's after it."""
 
 
 def _assets(info: BundleInfo) -> str:
-    """What is at the cuts beside blocks, as `ssc inspect` has it."""
+    """The tables of bottlenecks and exits, as in `ssc inspect`."""
     found = ""
     if info.bottlenecks:
         how = "trained" if info.bottlenecks[0].steps else "in closed form"

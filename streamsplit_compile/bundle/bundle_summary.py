@@ -17,7 +17,7 @@ from runtime_edge.formats.manifest import Cut, Parity
 
 
 def bundle_summary(bundle: Bundle) -> dict[str, Any]:
-    """What `--json` prints of a bundle."""
+    """What `--json` prints about a bundle."""
     info = bundle.manifest.info
     exact = min((name for name in info.parity if name.endswith("fp32")), default=None)
     proved = None if exact is None else info.parity[exact]
@@ -87,7 +87,7 @@ def useless_cuts(cuts: Sequence[Cut]) -> str | None:
 
 
 def parity_summary(cuts: Sequence[Cut], parity: Mapping[str, Parity]) -> dict[str, dict[str, Any]]:
-    """Parity by variant and name of the cut: of the prefix alone, and by wire encoding of the embedding."""
+    """Parity by variant and cut name: that of the prefix alone, and that of the embedding by wire encoding."""
     return {
         variant: dict(zip((cut.name for cut in cuts), msgspec.to_builtins(found.cuts), strict=True))
         for variant, found in parity.items()
@@ -112,7 +112,7 @@ WIDTH_COLUMNS = ("cut", "width", "values", "bytes", "99th percentile", "median c
 
 
 def width_rows(bottlenecks: Sequence[BottleneckInfo]) -> list[list[str]]:
-    """One row for each cut and width under `WIDTH_COLUMNS`, with the variants of one format; others are as near."""
+    """One row for each cut and width under `WIDTH_COLUMNS`, for the variants of one format; others are as close."""
     rows = []
     for bottleneck in bottlenecks:
         for width in bottleneck.widths:
@@ -125,7 +125,7 @@ EXIT_COLUMNS = ("cut", "MMACs", "fitted to", "bytes", "median cosine behind")
 
 
 def exit_rows(exits: Sequence[ExitInfo]) -> list[list[str]]:
-    """One row for each cut under `EXIT_COLUMNS`, with the variants of one format; others are as near."""
+    """One row for each cut under `EXIT_COLUMNS`, for the variants of one format; others are as close."""
     rows = []
     for early in exits:
         near = _near(early.agreement)
@@ -135,7 +135,7 @@ def exit_rows(exits: Sequence[ExitInfo]) -> list[list[str]]:
 
 
 def _near(agreement: Mapping[str, Agreement]) -> str:
-    """Median cosines behind the variants of one format."""
+    """Median cosines after the prefixes of one format's variants."""
     one = min(agreement).partition("-")[0]
     return ", ".join(f"{name} {found.cosine_median:.4f}" for name, found in agreement.items() if name.startswith(one))
 

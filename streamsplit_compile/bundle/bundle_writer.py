@@ -20,10 +20,9 @@ from runtime_edge.formats.minisign import signature_path
 
 @contextmanager
 def staging_directory(out: Path) -> Iterator[Path]:
-    """A temporary directory beside `out` that takes its place when the block ends without an error.
+    """A temporary directory beside `out` that replaces it when the block ends without an error.
 
-    An older bundle at `out` is replaced; anything else there is refused with UsageError, as is a place that cannot
-    be written.
+    Only an older bundle is replaced. Raises UsageError if anything else is at `out`, or if it cannot be written.
     """
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not a bundle; choose another -o")
@@ -52,9 +51,9 @@ def write_asset(root: Path, name: str, data: bytes) -> str:
 
 
 def link_asset(base: Bundle, root: Path, reference: str) -> None:
-    """Link an asset from another bundle, without reading it if the disk allows that.
+    """Link an asset from another bundle, without reading it if the file system allows that.
 
-    Its digest is checked where it is read: whoever links a model runs it before the new bundle is whole.
+    Its digest is checked when it is read: every linked model runs before the new bundle is complete.
     """
     path = asset_path(root, reference)
     if path.exists():
@@ -77,9 +76,9 @@ def write_manifest(root: Path, manifest: Manifest, key: minisign.SecretKey | Non
 
 
 def renew_signature(bundle: Bundle, key: minisign.SecretKey) -> bool:
-    """Sign a bundle's manifest again unless this key has; returns whether that was needed. The bundle stays the same.
+    """Sign a bundle's manifest unless this key has signed it already; returns whether that was needed.
 
-    Raises BundleError when the manifest is no longer the one that was opened.
+    The rest of the bundle stays as it is. Raises BundleError when the manifest is no longer the one that was opened.
     """
     try:
         open_bundle(bundle.path, key.public)

@@ -1,4 +1,4 @@
-"""Calibration: the windows, the range of each cut's activation, and its bytes on the wire."""
+"""Calibration: the windows to calibrate on, and the range and wire bytes of each cut's activation."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from streamsplit_compile.bundle.soundscape import soundscape
 Array = npt.NDArray[Any]
 DEFAULT_WINDOWS = 16
 RECORDINGS = "recordings"
-"""Source of a calibration: others of their windows were measured on."""
+"""Source of a calibration on recordings; measurements used other windows of the same recordings."""
 SOUNDSCAPE = "soundscapes"
-"""Source of a calibration without recordings: windows of another seed were measured on. Until 0.2 they were the same
-ones, and the source was "synthetic soundscape"."""
+"""Source of a calibration without recordings; measurements used windows of another seed. Until 0.2 they used the same
+windows, and the source was "synthetic soundscape"."""
 TOO_FEW = "recordings, too few to measure on others"
 _APART = {RECORDINGS: "recordings", SOUNDSCAPE: "a synthesised soundscape"}
-"""By source, where what calibrates and what is measured on are apart: what people read."""
+"""Text for people, by source, of calibrations whose measurements used other windows."""
 
 
 class CutFailed(CheckFailed):
-    """What was measured at one cut does not hold."""
+    """A check of one cut failed."""
 
     def __init__(self, cut: str, reason: str) -> None:
         super().__init__(f"cut {cut}: {reason}")
         self.cut = cut
-        """Its name."""
+        """The cut's name."""
 
 
 def calibration_windows(
     directory: Path | None, sample_rate: int, window: int, hop: int, count: int, seed: int
 ) -> tuple[npt.NDArray[np.float32], Calibration]:
-    """`count` windows (count, window) float32, spread over the recordings of a directory as the seed chooses.
+    """`count` windows (count, window) float32, spread over a directory's recordings; the seed chooses them.
 
     Without a directory they come from the seeded soundscape, and the calibration says so. Raises UsageError when
     the directory holds less than one window, SourceError when it cannot be read.
@@ -57,28 +57,28 @@ def calibration_windows(
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Windows to calibrate on, and others to measure on what came of it."""
+    """Windows to calibrate on, and others to measure the result on."""
 
     windows: npt.NDArray[np.float32]
     """(n, samples)."""
     unseen: npt.NDArray[np.float32] | None
-    """(m, samples) windows without any sample of `windows`; None if there are none."""
+    """(m, samples): windows that share no sample with `windows`; None if there are none."""
     said: Calibration
     recordings: Path | None = None
-    """Where they and more come from; None for a soundscape."""
+    """The recordings that they come from, which have more; None for a soundscape."""
 
     @property
     def measured(self) -> npt.NDArray[np.float32]:
-        """What parity and agreement are measured on: the unseen windows, where there are some."""
+        """The windows that parity and agreement are measured on: the unseen ones, if there are any."""
         return self.windows if self.unseen is None else self.unseen
 
 
 def calibration_set(
     directory: Path | None, sample_rate: int, window: int, hop: int, count: int, seed: int
 ) -> CalibrationSet:
-    """`calibration_windows`, and as many others of the same recordings, or fewer. Raises what that raises.
+    """`calibration_windows`, and at most as many others from the same recordings. Raises the same errors.
 
-    Without a directory the others are of a soundscape of another seed.
+    Without a directory, the others come from a soundscape with another seed.
     """
     found, said = calibration_windows(directory, sample_rate, window, hop, count, seed)
     if directory is None:
@@ -91,7 +91,7 @@ def calibration_set(
 
 
 def calibration_set_for(info: BundleInfo, directory: Path | None) -> CalibrationSet:
-    """As many calibration windows as a bundle was made with, for a recompile or a check."""
+    """A calibration set as large as the one a bundle was made with, for a recompile or a check."""
     front_end, made = info.front_end, info.calibration
     return calibration_set(
         directory, front_end.sample_rate, front_end.window_samples, front_end.hop_samples, made.windows, made.seed
@@ -99,7 +99,7 @@ def calibration_set_for(info: BundleInfo, directory: Path | None) -> Calibration
 
 
 def calibration_text(info: BundleInfo) -> str:
-    """What a bundle was calibrated and measured on, for people."""
+    """Text for people: what a bundle was calibrated and measured on."""
     made = info.calibration
     measured = max((parity.windows for parity in info.parity.values()), default=0)
     if made.source in _APART:
@@ -107,13 +107,13 @@ def calibration_text(info: BundleInfo) -> str:
         return f"calibrated on {made.windows} windows of {_APART[made.source]}; {others}"
     source = (
         RECORDINGS if made.source.endswith(" windows of recordings") else made.source
-    )  # with their number, until 0.1
+    )  # sources had the number of recordings until 0.1
     same = "calibrated and measured on the same" if measured else "nothing was measured; calibrated on"
     return f"{same} {made.windows} windows: {source}"
 
 
 def collect_activations(prefix: Prefix, windows: npt.NDArray[np.float32]) -> list[Array]:
-    """For each cut the activations of every window, (windows, *cut.shape) float32, through the compiled blocks."""
+    """Run windows through the compiled blocks; returns each cut's activations, (windows, *cut.shape) float32."""
     collected: list[list[Array]] = [[] for _ in prefix.buffers]
     for window in windows:
         prefix.start(window)
@@ -123,7 +123,7 @@ def collect_activations(prefix: Prefix, windows: npt.NDArray[np.float32]) -> lis
 
 
 def calibrate_cut(cut: Cut, activations: Array) -> Cut:
-    """The cut with int8 scales from the range of `activations` (windows, *shape) and its bytes by encoding.
+    """The cut with int8 scales from the range of `activations` (windows, *shape), and with its bytes by encoding.
 
     Raises CutFailed when an activation is NaN or infinite.
     """
@@ -148,7 +148,7 @@ def wire_bytes(cut: Cut, encoding: str, activations: Array) -> int:
 def _int8_scale(shape: tuple[int, ...], activations: Array) -> Int8Scale:
     axis = channel_axis(shape)
     if len(shape) == 3 and len(activations) > 1:
-        # (N, C, T) or (N, T, D): the axis whose ranges, learnt from every other window, fit the windows between best.
+        # (N, C, T) or (N, T, D): take the axis whose ranges, learnt from half of the windows, fit the other half best.
         axis = min((1, 2), key=lambda candidate: _misfit(activations[::2], activations[1::2], candidate))
     scale, zero = _ranges(activations, axis)
     return Int8Scale(axis=axis, scale=scale.tobytes(), zero_point=zero.tobytes())

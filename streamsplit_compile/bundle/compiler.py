@@ -3,8 +3,8 @@
     compile_encoder(encoder, options, Path("bundle/"))
     recompile(base, tensors, Path("bundle-2/"), ...)     new weights of the same graph; nothing is traced
 
-Both write the blocks first and then run them with the device runtime, so that what is measured and proved is what
-a device will run.
+Both write the blocks first and then run them with the device runtime, so that the measurements and checks are of the
+files a device will run.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all)."""
 Tensors = Mapping[str, npt.NDArray[Any]]
 Notice = Callable[[str], None]
-"""Called with what the user should know, in a line; nothing that ends the work."""
+"""Called with one line that the user should know and that does not end the work."""
 MAX_DROPPED_CUTS = 8
 
 
@@ -84,14 +84,14 @@ class CompileOptions:
     """Hop between windows as a share of the window (docs/method.md, section 1)."""
     formats: Sequence[Format] = ("onnx",)
     precisions: Sequence[Precision] = ("fp32",)
-    """Beside fp32, which is always there: the others are made from it and held against it."""
+    """fp32 is always included: the others are made from it and compared with it."""
     keep_norms: bool = False
     bottleneck_steps: int = 0
-    """Of training at each cut; 0 for the closed form. There are bottlenecks only with recordings to `calibrate` on."""
+    """Training steps at each cut; 0 for the closed form. There are bottlenecks only if `calibrate` names recordings."""
     link: str = DEFAULT_LINK
-    """Whose radio the splitter tables reckon with."""
+    """The link whose radio the splitter tables assume."""
     measured: Profile | None = None
-    """Costs that were measured on one of the targets, in place of predicted ones."""
+    """Costs measured on one of the targets, used instead of predicted ones."""
     key: minisign.SecretKey | None = field(default=None, repr=False)
 
     @property
@@ -110,9 +110,9 @@ def compile_encoder(
 ) -> Bundle:
     """Compile an encoder into a bundle directory.
 
-    A cut that was not named by the user and that does not hold (its blocks have no format, its values are not finite,
+    A cut that the user did not name and that fails (a format cannot express its blocks, its values are not finite, or
     it does not reproduce the encoder to 1e-4) is left out with a notice. Raises UsageError for cuts that do not exist,
-    CheckFailed or UsageError when the encoder itself does not hold; then nothing is written.
+    CheckFailed or UsageError when the encoder itself fails; nothing is written then.
     """
     progress("choosing cuts", 0, 1)
     cuts = choose_cuts(encoder, options.cuts, notice)
@@ -161,7 +161,7 @@ def _compile_cuts(
     progress: Progress,
     notice: Notice,
 ) -> None:
-    """The bundle of an encoder cut at these cuts. Raises CutRefused or CutFailed for one that does not hold."""
+    """Compile the bundle of an encoder cut at these cuts. Raises CutRefused or CutFailed for a cut that fails."""
     segments = split(encoder.graph, cuts)
     work = [count_work(segment) for segment in segments]
     with staging_directory(out) as staging:
@@ -198,7 +198,7 @@ def _compile_cuts(
 
 
 def _load_blocks(root: Path, manifest: Manifest, variant: str) -> Prefix:
-    """The device runtime with every block loaded. Raises CutRefused for one that it refuses."""
+    """The device runtime with every block loaded. Raises CutRefused for a block that it cannot load."""
     prefix = Prefix(Bundle(root, manifest, "", None), variant)
     for index in prefix.missing:
         try:
@@ -209,7 +209,7 @@ def _load_blocks(root: Path, manifest: Manifest, variant: str) -> Prefix:
 
 
 def _described(encoder: LoadedEncoder, cuts: Sequence[Candidate], graph: Prefix) -> LogMelInfo | None:
-    """How the first block's image is made, where the encoder says it and a device's FFT makes the same one."""
+    """How the first block's image is made, if the encoder says so and a device's FFT makes the same image."""
     if encoder.log_mel is None or not encoder.ends_log_mel(cuts[1]):
         return None
     info = encoder.log_mel[1]
@@ -219,7 +219,7 @@ def _described(encoder: LoadedEncoder, cuts: Sequence[Candidate], graph: Prefix)
 
 
 def report_path(out: Path) -> Path:
-    """Where the page about a bundle is written: `bundle.html` for `bundle/`."""
+    """The path of the page about a bundle: `bundle.html` for `bundle/`."""
     return out.with_name(f"{out.name}.html")
 
 
@@ -236,8 +236,8 @@ def recompile(
 ) -> Bundle:
     """The base bundle with new weights of the same graph, written into its kept graphs.
 
-    Blocks whose parameters did not change keep their files and digests. `windows` (n, samples) float32 are used to
-    measure int8 scales, and `calibration` says where they come from; with a `reference` every cut is proved as in a
+    Blocks whose parameters did not change keep their files and digests. int8 scales are measured on `windows`
+    (n, samples) float32, and `calibration` says where those come from; with a `reference` every cut is checked as in a
     full compile. Raises BundleError when a tensor is missing or the generation does not grow, CheckFailed for bad cuts.
     """
     info = base.manifest.info
@@ -253,7 +253,7 @@ def recompile(
 
 
 def bundle_variants(manifest: Manifest) -> list[str]:
-    """Names of a bundle's variants, float32 ones first."""
+    """Names of a bundle's variants, the float32 ones first."""
     names = manifest.components[manifest.info.blocks[0]].variants
     return sorted(names, key=lambda name: (not name.endswith("fp32"), name))
 
@@ -305,7 +305,7 @@ def _reweight(
     reference: Reference | None,
     calibration: Calibration,
 ) -> Manifest:
-    """The blocks with new weights, written to `staging` and measured; those that stay are loaded meanwhile."""
+    """Write the blocks with new weights to `staging` and measure them; unchanged blocks are loaded meanwhile."""
     info, known = base.manifest.info, base.manifest.components
     metadata = _onnx_metadata(
         info.encoder.id, info.front_end.sample_rate, info.front_end.window_samples, info.front_end.details
@@ -383,7 +383,7 @@ def _manifest(info: BundleInfo, components: dict[str, Component]) -> Manifest:
 
 
 def _source(reference: Reference | None, base: Bundle, block: int) -> tuple[fx.GraphModule, tuple[int, ...]] | None:
-    """The traced segment of a block, where the encoder is at hand."""
+    """The traced segment of a block and its input shape; None without a reference."""
     return None if reference is None else (reference.segments[block], base.manifest.info.cuts[block].shape)
 
 

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 Digests = Mapping[str, bytes]
-"""Of each tensor, by name."""
+"""The digest of each tensor, by name."""
 
 
 def tensor_digests(tensors: Tensors) -> Digests:
-    """SHA-256 over each tensor's dtype, shape and values, on all processors."""
+    """SHA-256 of each tensor's dtype, shape and values, computed on all processors."""
     with ThreadPoolExecutor() as pool:
         return dict(zip(tensors, pool.map(_digest, tensors.values()), strict=True))
 

@@ -10,10 +10,10 @@ from streamsplit_compile.cost.cost_model import BlockWork
 LONG_SECONDS = 60.0
 MUCH_BYTES = 2e9
 _WEIGHT_COPIES = 10
-"""Of the weights at once, at most: the encoder, its graph, files being written and blocks that are loaded."""
+"""The most copies of the weights in memory at once: encoder, graph, files being written and loaded blocks."""
 _LIBRARIES_BYTES = 5e8
 _ENCODINGS = 3
-"""In which each cut is proved."""
+"""How many encodings each cut is checked in."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Effort:
     """A guess, good to a factor of two or three."""
 
     seconds: float
-    """Running the encoder alone, which is what takes long where it takes long."""
+    """Time to run the encoder, which dominates a long compile."""
     peak_bytes: float
 
     @property
     def notice(self) -> str | None:
-        """One line when it is worth a warning."""
+        """One line if the effort is worth a warning; otherwise None."""
         if self.seconds < LONG_SECONDS and self.peak_bytes < MUCH_BYTES:
             return None
         minutes = max(1, round(self.seconds / 60))
@@ -37,9 +37,9 @@ class Effort:
 
 
 def expected_effort(blocks: Sequence[BlockWork], encoder_ms: float, windows: int, variants: int) -> Effort:
-    """Of an encoder in these blocks that takes so many milliseconds for a window, proved on so many windows.
+    """The effort to compile an encoder of these blocks that takes `encoder_ms` for a window, checked on `windows`.
 
-    Every variant is run once and, from each cut and in each encoding, completed by the encoder in torch.
+    Every variant runs once, and the encoder in torch completes it from each cut and in each encoding.
     """
     whole = max(1, sum(block.macs for block in blocks))
     behind = [sum(block.macs for block in blocks[index:]) / whole for index in range(len(blocks))]

@@ -1,4 +1,4 @@
-"""Run the freshly written blocks on the device runtime and put what was measured into the manifest."""
+"""Runs newly written blocks on the device runtime and puts the measurements into the manifest."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ from streamsplit_compile.bundle.parity import (
 from streamsplit_compile.encoder.segment import run_segments
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.1, "auto": 0.1}
-"""How far a device's self-test may be off: other processors add up in another order, and int8 then rounds apart."""
+"""Tolerance of a device's self-test: other processors add in another order, after which int8 may round differently."""
 Progress = Callable[[str, int, int], None]
 _NONE: Mapping[str, Prefix] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class ArrivedWindows:
-    """Windows that devices shipped to a server as they were, each at some cut, with all that was in it there."""
+    """Windows that devices shipped to a server as full activations at some cut, not through a bottleneck."""
 
     fit: Mapping[int, Tensor]
-    """By a cut's index the activations (n, ...) float32 there, to fit to."""
+    """Activations (n, ...) float32 to fit to, by the index of the cut they arrived at."""
     unseen: Mapping[int, Tensor]
-    """Others, which nothing was fitted to."""
+    """Other activations, which nothing was fitted to."""
     bottleneck_steps: int = 0
-    """To go on training trained bottlenecks on them."""
+    """Further training steps on these windows for bottlenecks that were trained."""
 
     @staticmethod
     def at(cut: int, arrived: Mapping[int, Tensor], segments: Sequence[fx.GraphModule]) -> Tensor:
-        """The activations at a cut of all that arrived there or before it, with these weights."""
+        """Activations at a cut, with these weights, of all windows that arrived there or at an earlier cut."""
         with torch.inference_mode():
             found = [
                 run_segments(segments[start:cut], value) for start, value in sorted(arrived.items()) if start <= cut
@@ -61,17 +61,17 @@ class ArrivedWindows:
 
 @dataclass(frozen=True)
 class Reference:
-    """The encoder in torch, as its segments: what the compiled blocks are held against."""
+    """The encoder in torch, as segments, which the compiled blocks are compared with."""
 
     segments: Sequence[fx.GraphModule]
     windows: npt.NDArray[np.float32] | None = None
-    """(n, samples) to hold them against each other on; None for those that calibrate."""
+    """(n, samples) to compare on; None for the calibration windows."""
     notice: Callable[[str], None] = lambda line: None
     """Called if the allowed error is larger than usual."""
     recordings: Path | None = None
     """Source of more windows for refitting; None if there is none."""
     arrived: ArrivedWindows | None = None
-    """What devices sent, for the same; None for nothing."""
+    """Windows that devices sent, also for refitting; None if there are none."""
 
 
 def measure(
@@ -86,12 +86,12 @@ def measure(
 ) -> Manifest:
     """Make the wanted variants that are missing and fill in scales, wire bytes, self-tests, agreement and parity.
 
-    `windows` is (n, samples) float32; `wanted[0]` is a float32 variant, the one the cuts are calibrated on. Blocks
-    before `first_changed` are those of an earlier compile, so the cuts up to it keep their scales, and so does the
-    embedding: it is of unit norm whatever the weights. Without a reference the parity is empty, for nothing is known
-    of these weights; the cuts keep the agreement they had, which splitter tables are made from.
-    `loaded` are prefixes of that earlier compile by variant; blocks that they have and that are the same file are not
-    loaded again. Raises CheckFailed when a float32 cut is further than 1e-4 from the encoder or values are not finite.
+    `windows` is (n, samples) float32; `wanted[0]` is a float32 variant, on which the cuts are calibrated. Blocks before
+    `first_changed` come from an earlier compile, so the cuts up to it keep their scales, and so does the embedding,
+    which has unit norm whatever the weights. Without a reference the parity is empty, since these weights cannot be
+    checked; the cuts keep their earlier agreement, which splitter tables are made from. `loaded` has prefixes of that
+    earlier compile by variant; their blocks are reused where the files are the same. Raises CheckFailed when a float32
+    cut is further than 1e-4 from the encoder or values are not finite.
     """
     info = manifest.info
     cuts = info.cuts
@@ -152,9 +152,9 @@ def settle(
     prover: Prover,
     progress: Progress,
 ) -> tuple[Manifest, Parity]:
-    """Parity of a variant; of `auto`, the costliest blocks go back to float32 until the embedding is near enough.
+    """Parity of a variant; in `auto`, the costliest blocks go back to float32 until the embedding is close enough.
 
-    Raises CheckFailed when a float32 variant is not the encoder.
+    Raises CheckFailed when a float32 variant does not reproduce the encoder.
     """
     while True:
         activations = collect_activations(_prefix(root, manifest, variant), windows)

@@ -3,7 +3,7 @@
 prover = Prover(segments, windows)                    # the encoder in torch
 parity = prover.prove(cuts, activations, progress)    # what the compiled blocks made of the same windows
 
-The limits that precisions are held to are here too.
+The limits for each precision are here too.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from streamsplit_compile.bundle.quality import by_uncertainty, uncertainties
 from streamsplit_compile.encoder.segment import in_float64, run_segments
 
 FP32_LIMIT = 1e-4
-"""How far an embedding may be off, and of one with values beyond 1 what share of its largest: float32 is no finer."""
+"""Largest allowed error of an embedding; a share of its largest value if that exceeds 1, as float32 is no finer."""
 MOST_TIMES = 10.0
-"""How much more is allowed at most of an encoder that float32 itself makes inexact."""
+"""The most by which the limit is raised for an encoder that is inexact in float32 itself."""
 EXACT = "float32"
 """The wire encoding that loses nothing."""
 Array = npt.NDArray[np.float32]
 
 
 class Prover:
-    """The encoder in torch on some windows, and the error of compiled blocks against it.
+    """The encoder in torch on some windows, for measuring the error of compiled blocks.
 
-    The server's result depends only on the bytes that arrive: bytes that another variant or an earlier try of `auto`
-    has sent are not run through the suffix again.
+    The server's result depends only on the bytes that arrive, so bytes already sent by another variant or an earlier
+    try of `auto` are not run through the suffix again.
     """
 
     def __init__(
         self, segments: Sequence[fx.GraphModule], windows: Array, notice: Callable[[str], None] = lambda line: None
     ) -> None:
-        """`windows` is (n, samples) float32, `segments` are the encoder between the cuts to be checked.
+        """`windows` is (n, samples) float32, `segments` are the encoder's segments between the cuts to be checked.
 
         `notice` is called if more than FP32_LIMIT is allowed, with the reason.
         """
@@ -54,7 +54,7 @@ class Prover:
             for segment in segments:
                 self._exact.append(run_segments([segment], self._exact[-1]))
         self.limit = FP32_LIMIT * scale_of(self._exact[-1].numpy())
-        """How far these embeddings may be off over the float32 wire."""
+        """Largest allowed error of these embeddings over the float32 wire."""
         self._most = MOST_TIMES * self.limit
         self._uncertainty = uncertainties(self._exact[-1].numpy())
         self._known = {
@@ -71,7 +71,7 @@ class Prover:
     ) -> Parity:
         """Parity of one variant, whose blocks made `activations[k]` (windows, *cuts[k].shape) at cut k.
 
-        Over every encoding the cut has, or over those in `wire`, "float32" among them.
+        It covers every encoding of the cut, or those in `wire`, which must include "float32".
         """
         found = []
         for cut, values in zip(cuts, activations, strict=True):
@@ -83,10 +83,10 @@ class Prover:
         return Parity(windows=len(activations[0]), cuts=found)
 
     def check(self, cuts: Sequence[Cut], parity: Parity) -> None:
-        """Raise CutFailed naming the worst cut when a float32 variant is not the encoder.
+        """Raise CutFailed naming the worst cut when a float32 variant does not reproduce the encoder.
 
-        Where the encoder loses more than the limit by being computed in float32 at all, as the logarithm of filters
-        that add up to almost nothing does, another order of adding cannot be nearer: then that much is allowed.
+        If float32 itself costs the encoder more than the limit, as in the logarithm of a band with almost no energy,
+        adding in another order cannot come closer; that much error is then allowed.
         """
         own = self._own_error() if max(parity.max_abs_error) > self.limit else 0.0
         if own > self.limit:
@@ -98,7 +98,7 @@ class Prover:
         check_parity(cuts, parity, self.limit, own)
 
     def _own_error(self) -> float:
-        """How far the encoder in torch is from itself in float64; 0 where it does not run in that."""
+        """The error of the encoder in torch against itself in float64; 0 if it does not run in float64."""
         try:
             with torch.inference_mode():
                 exact = run_segments([in_float64(segment) for segment in self._segments], self._exact[0].double())
@@ -107,7 +107,7 @@ class Prover:
         return agreement(self._exact[-1], exact).max_abs_error
 
     def _sent(self, cut: Cut, activations: Array, encoding: str) -> Agreement:
-        """How near the embedding is that the server makes of activations sent in an encoding."""
+        """How close the server's embeddings of activations sent in this encoding are to the encoder's."""
         codec = CutCodec(cut, encoding)
         decoded = np.concatenate([codec.decode(*codec.encode(activation)) for activation in activations])
         key = _key(cut.index, decoded)
@@ -119,7 +119,7 @@ class Prover:
 
 
 def scale_of(embeddings: npt.NDArray[np.floating[Any]]) -> float:
-    """What a bound for errors is multiplied by: 1, or the largest value where that is above 1."""
+    """The factor for an error bound: the largest absolute value, but at least 1."""
     return max(1.0, float(np.abs(np.nan_to_num(embeddings)).max()))
 
 
@@ -130,16 +130,16 @@ def _key(cut: int, activations: Array) -> tuple[int, bytes]:
 def agreement(
     found: torch.Tensor, expected: torch.Tensor, uncertainty: npt.NDArray[np.float64] | None = None
 ) -> Agreement:
-    """Compare (windows, ...) with (windows, ...) float32; NaN and infinity are as far off as can be.
+    """Compare (windows, ...) with (windows, ...) float32; NaN and infinity count as the largest error.
 
-    With the windows' uncertainty (windows,) also by it.
+    With the windows' `uncertainty` (windows,), agreement is also given by uncertainty.
     """
     found, expected = found.flatten(1).double(), expected.flatten(1).double()
     limit = torch.finfo(torch.float32).max
     error = (found - expected).abs().nan_to_num(nan=limit).clamp(max=limit).max()
-    # An encoding can push values where the encoder is undefined (the logarithm of 0): that is not agreement at all.
+    # An encoding can move values to where the encoder is undefined (the logarithm of 0): that counts as no agreement.
     cosine = torch.nn.functional.cosine_similarity(found, expected, eps=1e-30).nan_to_num(0.0).clamp(-1.0, 1.0)
-    # Silence has no direction, but silence for silence is right.
+    # A zero vector has no direction, but equal vectors agree.
     cosine = cosine.where((found != expected).any(dim=1), 1.0)
     return Agreement(
         max_abs_error=float(f"{float(error):.3g}"),
@@ -152,7 +152,7 @@ def agreement(
 def check_parity(cuts: Sequence[Cut], parity: Parity, limit: float = FP32_LIMIT, own: float = 0.0) -> None:
     """Raise CutFailed naming the worst cut when the embedding is off by more than `limit` over the float32 wire.
 
-    `own` is how far torch in float32 is from float64, where that is known.
+    `own` is the error of torch in float32 against float64, if known.
     """
     worst = max(cuts, key=lambda cut: parity.max_abs_error[cut.index])
     error = parity.max_abs_error[worst.index]
@@ -163,11 +163,11 @@ def check_parity(cuts: Sequence[Cut], parity: Parity, limit: float = FP32_LIMIT,
 
 
 COSINE_FLOORS = {"fp16": 0.999, "int8": 0.98, "auto": 0.98}
-"""Smallest median cosine of the embedding that a precision should keep at every cut."""
+"""The lowest median cosine of the embedding that a precision may have at any cut."""
 
 
 def shortfalls(blocks: Sequence[str], parity: Mapping[str, Parity]) -> list[str]:
-    """One line for each variant whose embedding is not near enough, naming the block that costs most."""
+    """One line for each variant whose embedding is not close enough, naming the block that costs most."""
     lines = []
     for variant, found in parity.items():
         floor = COSINE_FLOORS.get(variant.split("-")[1])

@@ -1,4 +1,4 @@
-"""A(k, u) of docs/method.md, section 6, measured: how agreement depends on the uncertainty of a window."""
+"""Measures A(k, u) of docs/method.md, section 6: how agreement depends on a window's uncertainty."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy.typing as npt
 from runtime_edge.policy.memory import COLD_WINDOWS, GaussianMemory
 
 BINS = 4
-"""Equally wide, over uncertainties in [0, 1]."""
+"""Number of equally wide bins over uncertainties in [0, 1]."""
 _PASSES = 3
 
 
 def uncertainties(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Normalised uncertainty (n,) that a device's memory has of each of (n, d) embeddings, once warm on them."""
+    """Normalised uncertainty (n,) of embeddings (n, d), by a device's memory after it has learnt them."""
     memory = GaussianMemory(dim=embeddings.shape[1])
     for _ in range(_PASSES + COLD_WINDOWS // len(embeddings)):
         memory.update(embeddings)
@@ -21,7 +21,7 @@ def uncertainties(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float64
 
 
 def by_uncertainty(cosines: npt.NDArray[np.float64], uncertainty: npt.NDArray[np.float64]) -> list[float]:
-    """Median cosine in each bin of uncertainty; where no window falls, the median of all. Both arguments are (n,)."""
+    """Median cosine in each bin of uncertainty; an empty bin gets the median of all. Both arguments are (n,)."""
     place = np.minimum((uncertainty * BINS).astype(int), BINS - 1)
     overall = float(np.median(cosines))
     found = [float(np.median(cosines[place == i])) if (place == i).any() else overall for i in range(BINS)]

@@ -21,7 +21,7 @@ from runtime_edge.errors import SourceError, UsageError
 
 _LOG = logging.getLogger(__name__)
 _MARGIN_S = 0.1
-"""Read on both sides of a window that is resampled, so that the filter has settled."""
+"""Extra audio read on both sides of a window that is resampled, so that the filter has settled."""
 Samples = npt.NDArray[np.float32]
 
 
@@ -31,19 +31,19 @@ class _Recording:
     frames: int
     rate: int
     start: int
-    """Where it begins when all recordings are played one after the other, in samples of the rate asked for."""
+    """Where it begins in the concatenation of all recordings, in samples at the requested rate."""
     stop: int
 
 
 def sample_windows(
     place: Path, sample_rate: int, window: int, hop: int, count: int, seed: int, unseen: bool = False
 ) -> Samples:
-    """At most `count` windows (n, window) float32 of a file, or of all files below a directory.
+    """At most `count` windows (n, window) float32 from a file, or from all files below a directory.
 
-    The recordings are one long stream, cut into as many stretches of equal length as windows are wanted; of each
-    stretch the seed chooses one. With `unseen` there are as many others, none of which shares a sample with those that
-    are chosen without; (0, window) where the recordings are too short for that. Files that cannot be read, and what
-    follows damage in one, are left out, with one warning each in the log, which `unseen` expects to be there already.
+    The recordings form one long stream, cut into as many equal stretches as windows are wanted; the seed chooses one
+    window from each. With `unseen` the result has as many other windows, which share no sample with those chosen
+    without it; (0, window) if the recordings are too short. Files that cannot be read, and whatever follows damage in
+    one, are left out with one warning each in the log, which `unseen` does not repeat.
 
     Raises UsageError for less than one window, SourceError when nothing can be read.
     """
@@ -73,7 +73,7 @@ def sample_windows(
 
 
 def _apart(chosen: npt.NDArray[np.int64], available: int, hops: int) -> npt.NDArray[np.int64]:
-    """As many windows as are chosen out of so many, or fewer, evenly spread, each at least `hops` from all of those."""
+    """At most as many other windows out of `available`, evenly spread, each at least `hops` from all chosen ones."""
     free = np.ones(available, np.bool_)
     for index in chosen:
         free[max(0, index - hops + 1) : index + hops] = False
@@ -83,7 +83,7 @@ def _apart(chosen: npt.NDArray[np.int64], available: int, hops: int) -> npt.NDAr
 
 
 class _Damaged(Exception):
-    """A recording whose header is right and whose samples are not."""
+    """A recording with a valid header and damaged samples."""
 
     def __init__(self, path: Path, reason: SourceError) -> None:
         super().__init__(str(reason))
@@ -91,7 +91,7 @@ class _Damaged(Exception):
 
 
 def _line_up(paths: Sequence[Path], damaged: Container[Path], sample_rate: int, told: set[Path]) -> list[_Recording]:
-    """The recordings one after the other, damaged ones up to there; adds to `told` those that are left out.
+    """The recordings in order, damaged ones up to the damage; adds those that are left out to `told`.
 
     Raises SourceError when none can be read.
     """
@@ -116,7 +116,7 @@ def _line_up(paths: Sequence[Path], damaged: Container[Path], sample_rate: int, 
 
 
 def _read(recordings: Sequence[_Recording], start: int, length: int, sample_rate: int) -> Samples:
-    """Samples [start, start + length) of all recordings one after the other."""
+    """Samples [start, start + length) of the concatenation of all recordings."""
     parts = [
         _resampled(item, max(start, item.start) - item.start, min(start + length, item.stop) - item.start, sample_rate)
         for item in recordings

@@ -1,4 +1,4 @@
-"""A seeded synthetic soundscape: what calibration and the demo use when no recordings are given."""
+"""A seeded synthetic soundscape, which calibration and the demo use when no recordings are given."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The `ssc` command and what it shows."""
+"""The `ssc` command and its output."""

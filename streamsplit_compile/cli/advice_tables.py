@@ -1,4 +1,4 @@
-"""Advice in a terminal: what a window and a month of each policy cost."""
+"""Advice as tables in a terminal: what each policy costs for a window and for a month."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def print_advice(
     battery_wh: float = BATTERY_WH,
     per_gb: float | None = None,
 ) -> None:
-    """Tables of each, where the figures come from, and what to do."""
+    """Print a table for each advice, where the figures come from, and the recommendations."""
     given = list(given)
     for advice in given:
         _print(advice, active, battery_wh, per_gb)
@@ -64,7 +64,7 @@ def _answers(one: Estimate) -> str:
 
 
 def _rights(one: Estimate) -> str:
-    """What a head gets right by the first and by the last answer."""
+    """The share that a head gets right from the first and from the last answers, as text."""
     if one.head is None:
         return ""
     last = f"{one.head:.1%}"

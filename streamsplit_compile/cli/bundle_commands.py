@@ -123,9 +123,9 @@ def _print_parity(bundle: Bundle, parity: dict[str, Parity], measured: bool) -> 
 
 
 def _parity(bundle: Bundle, encoder: LoadedEncoder, calibrate: Path | None, steps: Steps) -> dict[str, Parity]:
-    """By variant: how far the device's prefix and the encoder's suffix are from the encoder.
+    """Parity by variant: how closely the device's prefix with the encoder's suffix reproduces the encoder.
 
-    Raises CheckFailed when a float32 variant is further than 1e-4, or that share of the largest value.
+    Raises CheckFailed when a float32 variant is off by more than 1e-4, or by that share of the largest value.
     """
     info = bundle.manifest.info
     segments = split(encoder.graph, cuts_of(encoder.graph.candidates, bundle.manifest, str(bundle.path)))

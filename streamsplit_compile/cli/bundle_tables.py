@@ -67,7 +67,7 @@ def print_cuts(bundle: Bundle) -> None:
 
 
 def _variant_row(bundle: Bundle, variant: str) -> list[str]:
-    """Size of one variant and how near its embedding is, at the worst cut."""
+    """Size of one variant and how close its embedding is, at the worst cut."""
     blocks = bundle.manifest.components.values()
     total = sum(block.variants[variant].executor_info.ssc.bytes for block in blocks)
     parity = bundle.manifest.info.parity.get(variant)
@@ -78,7 +78,7 @@ def _variant_row(bundle: Bundle, variant: str) -> list[str]:
 
 
 def _wire(cut: Cut) -> str:
-    """What devices send by default."""
+    """Bytes of an activation as devices send it by default, as text."""
     return size(cut.bytes.get("int8", cut.bytes.get("pcm16", 0)))
 
 

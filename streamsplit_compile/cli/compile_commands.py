@@ -150,7 +150,7 @@ def import_(kind: str, file: Path, out: Path, config_json: str, labels: Path | N
 
 
 def head_beside(encoder_file: Path) -> Path:
-    """Where the head that comes with an encoder is written."""
+    """The path of the head that comes with an encoder."""
     return encoder_file.with_suffix(".head.json")
 
 
@@ -176,7 +176,7 @@ _first_compile_options = together(
     click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random."),
     click.option("--keep-norms", is_flag=True, help="Leave normalisation layers unfolded."),
 )
-"""What a first compile decides, for all generations made from its bundle."""
+"""Options of a first compile, which hold for all generations made from its bundle."""
 
 
 @click.command(
@@ -260,7 +260,7 @@ def _first_options(
     bottlenecks: bool,
     **as_given: Any,
 ) -> CompileOptions:
-    """Settings of a first compile from the texts of its options. Raises UsageError."""
+    """Parse the options of a first compile. Raises UsageError."""
     if bottlenecks and as_given["calibrate"] is None:
         raise UsageError("--bottlenecks: they are trained on recordings; give --calibrate DIR")
     return CompileOptions(
@@ -305,7 +305,7 @@ def _recompile(
     key: minisign.SecretKey | None,
     steps: Steps,
 ) -> Bundle:
-    """New weights into a base bundle; with `parity` the encoder is traced too, to prove the cuts."""
+    """Compile new weights into a base bundle; with `parity` the encoder is also traced, to check the cuts."""
     base = open_bundle(base_path)
     info = base.manifest.info
     reference, calibration = None, calibration_set_for(info, calibrate)
@@ -335,7 +335,7 @@ _Choice = TypeVar("_Choice", bound=str)
 
 
 def _choices(text: str, known: Sequence[_Choice], option: str) -> list[_Choice]:
-    """Comma-separated names out of those known, without repetitions. Raises UsageError."""
+    """Parse comma-separated names, each of which must be in `known`; repetitions are dropped. Raises UsageError."""
     names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     wrong = [name for name in names if name not in known]
     if wrong or not names:
@@ -344,8 +344,8 @@ def _choices(text: str, known: Sequence[_Choice], option: str) -> list[_Choice]:
 
 
 def parse_config(text: str) -> dict[str, Any]:
-    """The settings of an encoder, as `--encoder-config` gives them. Raises UsageError."""
-    # Of an argument that is not UTF-8 Python keeps the bytes so.
+    """Parse an encoder's settings from `--encoder-config`. Raises UsageError."""
+    # Python keeps the bytes of an argument that is not UTF-8 as surrogates.
     return decode(
         text.encode("utf-8", "surrogateescape"), dict[str, Any], "--encoder-config", _MAX_CONFIG_BYTES, UsageError
     )

@@ -32,7 +32,7 @@ _RUNTIMES = {
 }
 """The modules of the inference runtimes."""
 _MICROPHONE = {"sounddevice": "sounddevice"}
-"""Its wheel for Linux finds the system's PortAudio at import."""
+"""Checked by importing it, since its Linux wheel looks for the system's PortAudio at import."""
 _IMPORT_S = 120.0
 
 
@@ -43,7 +43,7 @@ _PORTAUDIO = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     what: str
     state: State
@@ -53,7 +53,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """What the checks look at, so that another machine can be judged in a test."""
+    """Everything the checks look at, so that a test can describe another machine."""
 
     python: tuple[int, int]
     system: str
@@ -63,9 +63,9 @@ class MachineFacts:
     cpu: str
     free_bytes: int
     failures: dict[str, str] = field(default_factory=dict)
-    """Installed inference runtimes and `sounddevice`, where they cannot be imported, and why."""
+    """Installed inference runtimes, or `sounddevice`, that cannot be imported, with the reason."""
     managed: bool = False
-    """Python belongs to the system, and pip refuses to install into it."""
+    """Whether Python belongs to the system, so that pip refuses to install into it."""
 
     @classmethod
     def here(cls) -> MachineFacts:
@@ -93,12 +93,12 @@ class MachineFacts:
 
 
 def examine(machine: MachineFacts) -> list[Finding]:
-    """Everything that can be said of a machine."""
+    """Run every check of a machine."""
     return [finding for check in _CHECKS for finding in check(machine)]
 
 
 def examine_bundle(path: Path, trusted: minisign.PublicKey | None) -> list[Finding]:
-    """Whether a bundle can run here."""
+    """Check whether a bundle can run here."""
     try:
         bundle = open_bundle(path, trusted)
         size = bundle.verify_assets()
@@ -225,13 +225,15 @@ _CHECKS: tuple[Callable[[MachineFacts], Iterator[Finding]], ...] = (
 
 
 def import_failure(module: str) -> str:
-    """Why a module cannot be imported here; empty when it can. A wheel for newer processors ends the process."""
+    """Why a module cannot be imported here; empty if it can. Tried in a process of its own, which a wheel for newer
+    processors would crash.
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-c", f"import {module}"], capture_output=True, text=True, timeout=_IMPORT_S
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""  # no second process can be had, as under an emulator: nothing is known
+        return ""  # a second process cannot be started, as under an emulator: nothing is known
     if done.returncode < 0:
         return f"ends Python at import with {signal.Signals(-done.returncode).name}: not made for this processor"
     last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

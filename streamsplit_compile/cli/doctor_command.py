@@ -26,7 +26,7 @@ def doctor(bundle: Path | None, pub: Path | None, as_json: bool) -> None:
     """
     machine = MachineFacts.here()
     findings = examine(machine)
-    if bundle is not None and machine.runtimes_load:  # a runtime that ends the process would take the findings along
+    if bundle is not None and machine.runtimes_load:  # a runtime that crashes the process would lose the findings
         findings += examine_bundle(bundle, None if pub is None else minisign.read_public_key(pub))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))

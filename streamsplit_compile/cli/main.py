@@ -1,7 +1,7 @@
-"""The `ssc` command. Each command is imported when it is asked for, so that `ssc edge` never loads torch.
+"""The `ssc` command. Each command is imported when it is used, so that `ssc edge` never loads torch.
 
-This package names its own commands and the device's. Packages above it register theirs under the entry-point group
-`streamsplit.commands`: the name of a table like `COMMANDS`.
+This package names its own commands and the device's. Packages above it register the name of a table like `COMMANDS`
+under the entry-point group `streamsplit.commands`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _MAX_ERROR = 4000
 _REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
 
 _WITHOUT_TORCH = ("runtime_edge.", "streamsplit_compile.cli.doctor_command")
-"""Beginnings of the modules whose commands a device can run."""
+"""Prefixes of the modules whose commands a device can run."""
 
 Commands = dict[str, tuple[str, str]]
-"""By the words that call it: where a command is, as module:attribute, and what it does, in one sentence."""
+"""Commands by the words that call them: module:attribute, and one sentence on what the command does."""
 
 COMMANDS: Commands = {
     "encoder": ("streamsplit_compile.cli.compile_commands:encoder", "Make or list encoders."),
@@ -81,7 +81,7 @@ _EXTRAS = {
 
 @functools.cache
 def all_commands() -> Commands:
-    """The commands of this package and of those above it that are installed."""
+    """The commands of this package and of the installed packages above it."""
     found = dict(COMMANDS)
     for entry in sorted(importlib.metadata.entry_points(group=GROUP)):
         found |= entry.load()
@@ -92,12 +92,12 @@ class LazyGroup(click.Group):
     """Knows its commands by name and imports one when it is used."""
 
     def __init__(self, *arguments: Any, words: str = "", **settings: Any) -> None:
-        """`words` call this group, as in `COMMANDS`; none for `ssc` itself."""
+        """`words` are those that call this group, as in `COMMANDS`; empty for `ssc` itself."""
         super().__init__(*arguments, **settings)
         self._words = f"{words} " if words else ""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of use, of the commands that can run here."""
+        """Names of the commands that can run here, in the order of use."""
         return [name for name in self._places() if self._runs_here(name)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -123,7 +123,7 @@ class LazyGroup(click.Group):
             formatter.write(f"\n{len(places) - len(shown)} more need an extra: see `ssc doctor`.\n")
 
     def _runs_here(self, name: str) -> bool:
-        """Whether what a command needs is installed; a group runs where one of its commands does."""
+        """Whether everything a command needs is installed; a group runs if any of its commands does."""
         words, module = f"{self._words}{name}", self._places()[name][0].partition(":")[0]
         inside = [
             place.partition(":")[0] for called, (place, _) in all_commands().items() if called.startswith(f"{words} ")
@@ -131,7 +131,7 @@ class LazyGroup(click.Group):
         return any(one.startswith(_WITHOUT_TORCH) for one in inside or [module]) or find_spec("torch") is not None
 
     def _places(self) -> Commands:
-        """Commands of this group by their last word."""
+        """The commands of this group by their last word."""
         mine = {
             words.removeprefix(self._words): place
             for words, place in all_commands().items()
@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> Any:
         click.echo(f"ssc: {_one_line(exc.format_message())}", err=True)
         sys.exit(2)
     except OSError as exc:
-        # Every file that is written names itself.
+        # Errors of writing a file already name it.
         name = exc.filename or ("standard output" if exc.errno in _REFUSED_WRITES else "")
         click.echo(f"ssc: {f'{name}: ' if name else ''}{exc.strerror or exc}", err=True)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""Options that several commands share, each one decorator."""
+"""Options shared by several commands, each as one decorator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class PathParam(click.Path):
-    """A path, as pathlib knows it."""
+    """A path, as a pathlib.Path."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -36,32 +36,32 @@ def together(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
 
 
 def renamed(name: str, earlier: str, into: str, **settings: Any) -> Callable[[_Command], _Command]:
-    """An option that had another name in earlier versions, which still works and is not shown."""
+    """An option with another name in earlier versions; that name still works but is not shown."""
     return click.option(name, earlier, into, cls=RenamedOption, earlier=[earlier], **settings)
 
 
 def bundle_argument(command: _Command) -> _Command:
-    """A bundle directory."""
+    """The argument for a bundle directory."""
     return click.argument("bundle", type=PathParam())(command)
 
 
 def json_option(command: _Command) -> _Command:
-    """`--json`: for programs."""
+    """`--json`: print JSON for programs."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
 
 
 def key_option(command: _Command) -> _Command:
-    """`--key`: sign with it."""
+    """`--key`: the secret key to sign with."""
     return click.option("--key", type=PathParam(), help="Secret key to sign with (`ssc key new`).")(command)
 
 
 def pub_option(command: _Command) -> _Command:
-    """`--pub`: require its signature."""
+    """`--pub`: the public key whose signature is required."""
     return click.option("--pub", type=PathParam(), help="Public key that must have signed it.")(command)
 
 
 def link_option(command: _Command) -> _Command:
-    """`--link`: whose radio is paid for."""
+    """`--link`: the link whose radio energy is counted."""
     known = ", ".join(list_radios())
     return click.option(
         "--link",
@@ -72,14 +72,14 @@ def link_option(command: _Command) -> _Command:
 
 
 def profile_option(command: _Command) -> _Command:
-    """`--profile`: what was measured on a device."""
+    """`--profile`: costs measured on a device."""
     return click.option(
         "--profile", "profile_file", type=PathParam(), help="Measured costs (`ssc profile`, `ssc bench device`)."
     )(command)
 
 
 def measured_profile(path: Path | None) -> Profile | None:
-    """What `--profile` names, with a warning when it comes from another kind of device. Raises FormatError."""
+    """Read the file of `--profile`, and warn if it is from another kind of device. Raises FormatError."""
     if path is None:
         return None
     profile = read_profile(path)
@@ -91,7 +91,7 @@ def measured_profile(path: Path | None) -> Profile | None:
 
 
 ENCODER_OPTIONS = ("factory", "sample_rate", "unsafe_load", "front_end")
-"""What `encoder_options` gives a command."""
+"""The parameters that `encoder_options` passes to a command."""
 encoder_options = together(
     click.option(
         "--factory",
@@ -111,19 +111,19 @@ encoder_options = together(
         "preprocessor_config.json.",
     ),
 )
-"""How to read an encoder's file that does not say it all itself."""
+"""Options to read an encoder's file that does not say everything itself."""
 
 
 def parse_targets(text: str) -> list[Target]:
-    """Targets from `rpi4,m2` or paths of TOML files. Raises UsageError."""
+    """Parse targets: names such as `rpi4,m2`, or paths of TOML files. Raises UsageError."""
     return [load_target(name.strip()) for name in text.split(",") if name.strip()]
 
 
 def read_key(path: Path | None) -> minisign.SecretKey | None:
-    """The secret key, when one is given. Raises SignatureError."""
+    """Read the secret key, if one is given. Raises SignatureError."""
     return None if path is None else minisign.read_secret_key(path)
 
 
 def read_pub(path: Path | None) -> minisign.PublicKey | None:
-    """The public key, when one is given. Raises SignatureError."""
+    """Read the public key, if one is given. Raises SignatureError."""
     return None if path is None else minisign.read_public_key(path)

@@ -1,4 +1,4 @@
-"""What commands print: JSON, tables, progress, sizes."""
+"""Prints the output of commands: JSON, tables, progress, sizes."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from runtime_edge.base.text import printable
 
 console = Console()
 _COLUMNS = 80
-"""Of a table that is no terminal's."""
+"""Width of a table that is not printed on a terminal."""
 
 
 def print_json(value: Any) -> None:
-    """One JSON document."""
+    """Print one JSON document."""
     click.echo(json.dumps(value, indent=2))
 
 
 def print_warning(line: str) -> None:
-    """What the user should know and what ends nothing, on stderr."""
+    """Print a warning on stderr: something the user should know that does not end the command."""
     click.echo(f"warning: {line}", err=True)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table a person can read; numbers to the right. Cells are plain text: markup and control characters in them
-    have no effect.
+    """Print a table for people, with numbers right-aligned. Cells are plain text: markup and control characters in
+    them have no effect.
 
-    It fits the terminal, or 80 columns elsewhere: what would have to be cut is written as a list of its rows. Without
-    rows there is the title alone.
+    It fits the terminal, or 80 columns elsewhere; a table too wide for that is written as a list of its rows. Without
+    rows only the title is printed.
     """
-    click.echo(title)  # a table's own title is broken at the table's width
+    click.echo(title)  # the table itself would wrap its title at its own width
     if not rows:
         return
     output = console if _is_terminal(sys.stdout) else Console(width=_COLUMNS)
@@ -64,7 +64,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 def _widths(rows: Sequence[Sequence[str]], numeric: Sequence[bool], available: int) -> list[int] | None:
-    """Of the columns of a table, the names among the rows; None where a word or a number would have to be cut."""
+    """Widths of a table's columns, whose names are among the rows; None if a word or a number would have to be cut."""
     available -= 2 * (len(numeric) - 1)
     columns = list(zip(*rows, strict=True))
     widths = [max(1, *map(cell_len, column)) for column in columns]
@@ -81,7 +81,7 @@ def _widths(rows: Sequence[Sequence[str]], numeric: Sequence[bool], available: i
 
 
 def _is_terminal(stream: IO[str] | None) -> bool:
-    """None is a stream that is closed."""
+    """Whether a stream is a terminal; None stands for a closed stream."""
     return stream is not None and stream.isatty()
 
 
@@ -117,5 +117,5 @@ class Steps:
         if self._bar is not None:
             self._bar.update(self._task, description=what, completed=done, total=total)
         elif what != self._last:
-            click.echo(f"{what} ...")  # stderr is for the one line that says what went wrong
+            click.echo(f"{what} ...")  # on stdout: stderr is for the one line that says what went wrong
         self._last = what

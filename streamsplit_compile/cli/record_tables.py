@@ -1,4 +1,4 @@
-"""A summary of the file of a table, head, adaptation or sub-model, for people and as JSON."""
+"""Summaries of table, head, adaptation and sub-model files, for people and as JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _AnyFormat(msgspec.Struct):
 
 
 def record_summary(path: Path) -> dict[str, Any]:
-    """A summary of a file. Raises FormatError if it is none of these kinds."""
+    """Summarise a file. Raises FormatError if it is none of these kinds."""
     data = read_bounded(path, MAX_SUBMODEL_BYTES, FormatError)
     name = decode(data, _AnyFormat, str(path), MAX_SUBMODEL_BYTES).format
     kind = name.removeprefix("streamsplit.").split("/")[0]
@@ -34,7 +34,7 @@ def record_summary(path: Path) -> dict[str, Any]:
 
 
 def print_record(path: Path, summary: dict[str, Any]) -> None:
-    """The table that `ssc inspect` prints of a file."""
+    """Print the table that `ssc inspect` shows for a file."""
     title = f"{path}: {summary['kind']}, {size(summary['bytes'])}"
     rows = [[name, _shown(value)] for name, value in summary.items() if name not in ("kind", "bytes")]
     print_table(title, ["field", "value"], rows)

@@ -1,4 +1,4 @@
-"""`ssc splitter train` and `show`, and what the other commands about tables share."""
+"""`ssc splitter train` and `show`, and functions that the other table commands share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from streamsplit_compile.splitter.trace_csv import known_families, recorded_trac
 from streamsplit_compile.splitter.traces import FAMILIES, HELD_OUT, Traces, family_traces
 
 _LISTENED_S = 20.0
-"""Of a soundscape: what a stream's bytes and agreement are measured on."""
+"""Seconds of soundscape that a stream's bytes and agreement are measured on."""
 _STATES = ("uncertainty", "cpu", "bandwidth_mbps", "rtt_ms", "temperature_c", "battery")
 
 traces_option = click.option(
@@ -61,7 +61,7 @@ _reward_options = together(
     click.option("--rho", type=click.FloatRange(0), help="Value of windows the server can learn from [default: 0.2]."),
     click.option("--phi", type=click.FloatRange(0, 1), help="Weight of an exit's answer [default: 0.5]."),
 )
-"""Weights and scales of the reward; what is not given is as in `Reward`."""
+"""Weights and scales of the reward; the defaults are those of `Reward`."""
 
 _limit_options = together(
     click.option(
@@ -75,7 +75,7 @@ _limit_options = together(
     click.option("--max-memory-mb", type=click.FloatRange(0, min_open=True), help="Hard cap on a prefix's memory, MB."),
     click.option("--min-cut", help="Privacy floor: no action before this cut."),
 )
-"""What no action may exceed."""
+"""Limits that no action may exceed."""
 
 
 _bins_option = click.option(
@@ -204,7 +204,7 @@ def bundle_environment(
     link: str = DEFAULT_LINK,
     stream: tuple[Encoding, float] = ("pcm16", 0.0),
 ) -> Environment:
-    """The environment of a bundle on one of its targets, with a profile's times where there is one.
+    """The environment of a bundle on one of its targets, with a profile's times if one is given.
 
     `stream`: how the waveform is shipped, and Opus's rate in kbit/s.
     """
@@ -217,7 +217,7 @@ def bundle_environment(
 
 
 def traces_of(text: str, seed: int) -> tuple[Traces, Traces]:
-    """Traces to train on and held-out ones for `--traces`."""
+    """The traces that `--traces` asks for: those to train on, and held-out ones."""
     families = known_families(text)
     if families is not None:
         each = 640 // len(families)
@@ -228,7 +228,7 @@ def traces_of(text: str, seed: int) -> tuple[Traces, Traces]:
 
 
 def read_table(path: Path) -> SplitterTable:
-    """A table file. Raises TableError."""
+    """Read a table file. Raises TableError."""
     return SplitterTable.from_json(read_bounded(path, MAX_TABLE_BYTES, TableError), str(path))
 
 

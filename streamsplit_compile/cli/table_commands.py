@@ -1,4 +1,4 @@
-"""`ssc splitter eval`, `replay` and `map`: how good a table is and what it chooses."""
+"""`ssc splitter eval`, `replay` and `map`, which show how good a table is and what it chooses."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def evaluate_command(
         raise UsageError("--profile needs --bundle, whose costs it replaces")
     found = evaluate(read, traces_of(traces, seed)[1], environment)
     if plot is not None:
-        # matplotlib takes its time; only a picture needs it.
+        # matplotlib is slow to import; only a plot needs it.
         from streamsplit_compile.splitter.table_plots import draw_evaluation
 
         draw_evaluation(found, f"{read.encoder} on {read.target}: {traces}", plot)
@@ -115,7 +115,7 @@ def map_command(table: Path, out: Path, rtt_ms: float, as_json: bool) -> None:
 
 
 def policies(found: Evaluation) -> dict[str, Consequences]:
-    """What was compared, by name, the table first."""
+    """The compared policies by name, the table first."""
     fixed = {f"always {name}": row for name, row in found.fixed.items()}
     return {
         "table": found.table,

@@ -1,1 +1,1 @@
-"""What a block costs on a target."""
+"""Costs of blocks and links on targets."""

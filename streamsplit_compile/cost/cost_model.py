@@ -27,31 +27,31 @@ from streamsplit_compile.cost.targets import Target
 
 _FLOAT_BYTES = 4
 _FFT_MACS = 16
-"""What numpy's FFT with all around it takes for each value and doubling of its length, in the time of as many
-multiply-adds of a matrix product: it uses no vector instructions. Measured on x86-64 for 512 and 1024 points."""
+"""Cost of numpy's FFT, with everything around it, per value and doubling of its length, in multiply-adds of a matrix
+product that take as long: it uses no vector instructions. Measured on x86-64 for 512 and 1024 points."""
 _FFT_KERNELS = 8
-"""Some 30 calls into numpy take as long as so many kernels."""
+"""The number of kernels that take as long as the FFT's 30 or so calls into numpy."""
 _WIDTHS = {"fp32": (1.0, 1.0), "fp16": (0.5, 1.0), "int8": (0.25, 0.25)}
 """Precision -> size of (weights, activations) relative to float32."""
 
 
 @dataclass(frozen=True)
 class BlockWork:
-    """What one window costs in a block, whatever the device. Bytes are those of float32 tensors."""
+    """The work of one window in a block, whatever the device. Bytes are those of float32 tensors."""
 
     macs: int
     weight_bytes: int
     activation_bytes: int
-    """Read and written by all kernels."""
+    """Bytes read and written by all kernels."""
     kernels: int
     peak_activation_bytes: int
     serial: bool = False
-    """Whether one thread does it, whatever a target has."""
+    """Whether it runs on one thread, however many a target has."""
 
 
 @dataclass(frozen=True)
 class BlockCost:
-    """What one window costs on one target at one precision."""
+    """The cost of one window in a block on one target at one precision."""
 
     ms: float
     mj: float
@@ -59,7 +59,7 @@ class BlockCost:
 
 
 def predict(work: BlockWork, target: Target, precision: str = "fp32") -> BlockCost:
-    """The formula above. Raises UsageError when the target has no such precision."""
+    """Apply the module's formula. Raises UsageError when the target has no such precision."""
     compute_ms = work.macs * (target.threads if work.serial else 1) / (target.gmacs_per_s(precision) * 1e6)
     weights, activations = _WIDTHS[precision]
     weight_bytes = work.weight_bytes * weights
@@ -74,8 +74,8 @@ def predict(work: BlockWork, target: Target, precision: str = "fp32") -> BlockCo
 def count_work(module: fx.GraphModule) -> BlockWork:
     """Count the work of one window in a graph of `torch.export.export(...).module()`, from `meta["val"]`.
 
-    A symbolic batch counts as 1. What depends on constants alone is folded at load and costs nothing; views
-    and what a runtime folds into the convolution or matmul before it (batch norm, ReLU) are no kernels.
+    A symbolic batch counts as 1. Nodes that depend on constants alone are folded at load and cost nothing; views, and
+    nodes that a runtime folds into the convolution or matmul before (batch norm, ReLU), are not counted as kernels.
     """
     nodes = list(module.graph.nodes)
     data = _data_nodes(nodes)
@@ -102,7 +102,7 @@ def count_work(module: fx.GraphModule) -> BlockWork:
 
 
 def fft_work(front_end: FrontEndInfo) -> BlockWork | None:
-    """What a device's own FFT costs in the first block's place, new frames alone; None where none is described."""
+    """The work of a native front end in place of the first block, for new frames only; None if none is described."""
     info = front_end.log_mel
     if info is None:
         return None
@@ -114,7 +114,7 @@ def fft_work(front_end: FrontEndInfo) -> BlockWork | None:
 
 
 def count_macs(node: fx.Node) -> int:
-    """Multiply-accumulates of one node for a batch of 1: of convolutions, products, recurrent layers and transforms."""
+    """Multiply-adds of one node for a batch of 1, if it is a convolution, product, recurrent layer or transform."""
     counter = _MACS.get(_operator(node))
     return counter(node) if counter is not None else 0
 
@@ -131,7 +131,7 @@ def _static(size: Any) -> int:
 
 
 def _operator(node: fx.Node) -> str:
-    """`conv2d` for aten.conv2d.default and aten.conv2d.padding; for plain Python functions their name."""
+    """A node's operator: `conv2d` for aten.conv2d.default and aten.conv2d.padding, or a Python function's name."""
     schema = getattr(node.target, "_schema", None)
     name: str = schema.name if schema is not None else getattr(node.target, "__name__", "")
     return name.removeprefix("aten::")
@@ -151,7 +151,7 @@ def _any_convolution(node: fx.Node) -> int:
 
 
 def _matmul(left: int) -> Callable[[fx.Node], int]:
-    """Output elements times the contracted length, the last axis of argument `left`."""
+    """Count output elements times the contracted length, which is the last axis of argument `left`."""
     return lambda node: math.prod(_shape(node)) * _shape(node.args[left])[-1]
 
 
@@ -176,14 +176,14 @@ def _einsum(node: fx.Node) -> int:
 
 
 def _recurrent(node: fx.Node) -> int:
-    """Every matrix of every layer and direction once for each step: they are the two-dimensional weights."""
+    """Each two-dimensional weight once for each step: these are the matrices of all layers and directions."""
     weights = node.args[2:4] if _operator(node).endswith("_cell") else _in_lists(node)
     matrices = [shape for shape in map(_shape, weights) if len(shape) == 2]
     return math.prod(_shape(node.args[0])[:-1]) * sum(map(math.prod, matrices))
 
 
 def _fourier(node: fx.Node) -> int:
-    """Fast transforms: 2 log2(n) a value, n being the length of one."""
+    """Fast transforms of length n: 2 log2(n) for each value."""
     if _operator(node) == "stft":
         size = node.args[1]
         assert isinstance(size, int)
@@ -223,7 +223,7 @@ def _is_view(node: fx.Node) -> bool:
 
 
 def _is_folded(node: fx.Node) -> bool:
-    """Whether a runtime computes this together with the convolution or matmul whose only reader it is."""
+    """Whether a runtime computes this node together with the convolution or matmul whose only reader it is."""
     while node.op == "call_function" and _operator(node) in _FOLDED:
         (source, *_) = node.all_input_nodes
         if len(source.users) != 1:
@@ -245,7 +245,7 @@ def _bytes(node: fx.Node) -> int:
 
 
 def _data_nodes(nodes: list[fx.Node]) -> set[fx.Node]:
-    """Tensors that depend on the input; sizes and constants are not among them."""
+    """The nodes whose values are tensors that depend on the input, without sizes and constants."""
     data: set[fx.Node] = set()
     for node in nodes:
         depends = node.op == "placeholder" or not data.isdisjoint(node.all_input_nodes)
@@ -255,7 +255,7 @@ def _data_nodes(nodes: list[fx.Node]) -> set[fx.Node]:
 
 
 def _storage(nodes: list[fx.Node], data: set[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """For each data node the one that wrote its bytes: itself, unless it is a view or folded into another."""
+    """For each data node the node that wrote its bytes: itself, unless it is a view or folded into another."""
     storage: dict[fx.Node, fx.Node] = {}
     for node in nodes:
         if node in data:
@@ -266,7 +266,7 @@ def _storage(nodes: list[fx.Node], data: set[fx.Node]) -> dict[fx.Node, fx.Node]
 
 
 def _peak_bytes(nodes: list[fx.Node], data: set[fx.Node], storage: dict[fx.Node, fx.Node]) -> int:
-    """Largest sum of tensors alive while a kernel runs: its inputs, its output, and what is read later."""
+    """Largest sum of tensors alive while a kernel runs: its inputs, its output, and tensors that are read later."""
     last_read: dict[fx.Node, int] = {}
     for index, node in enumerate(nodes):
         for value in node.all_input_nodes:

@@ -1,4 +1,4 @@
-"""Files of figures, found by name in the package, or by the path of a user's own file."""
+"""Finds files of figures: those in the package by name, a user's own by its path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def figure_file(folder: Path, name_or_path: str | Path, what: str) -> Path:
-    """The file of that name in a folder, or the user's own. Raises UsageError listing the names there are."""
+    """The file of that name in a folder, or the user's own. Raises UsageError listing the known names."""
     text = str(name_or_path)
     known = names_in(folder)
     if text in known:

@@ -1,12 +1,12 @@
-"""Radios: what a link costs a device, as a TOML file of published figures that each name their source.
+"""Radios: the energy that a link costs a device, as a TOML file of published figures that each name their source.
 
 The files are in `streamsplit_compile/cost/radios/`; a user's own file has the same fields.
 
     radio = load_radio("lte")           # or load_radio("my-modem.toml")
     radio.uplink(hop_s=0.5)             # as a splitter table charges it
 
-A radio is asleep (`idle_w`), is woken (`wake_w` for `wake_ms`), transfers (`send_w` or `receive_w`, and so much for
-each byte), and stays awake (`tail_w`) until nothing has passed for `tail_ms`.
+A radio sleeps (`idle_w`), wakes (`wake_w` for `wake_ms`), transfers (`send_w` or `receive_w`, plus energy for each
+byte), and stays awake (`tail_w`) until nothing has been transferred for `tail_ms`.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from streamsplit_compile.cost.targets import MAX_TARGET_BYTES, Figure, Target
 RADIOS = Path(__file__).with_name("radios")
 DEFAULT_LINK = "wifi"
 SURROUND_UP_BYTES, SURROUND_DOWN_BYTES = 322, 211
-"""Around a window in a message of its own: headers of all layers, acknowledgements, and the answer without an embedding
-(`python -m tools.bench_wire --only prompt`; docs/method.md, section 12)."""
+"""Bytes beside the payload of a window in a message of its own: headers of all layers, acknowledgements, and the reply
+without its embedding (`python -m tools.bench_wire --only prompt`; docs/method.md, section 12)."""
 
 
 class Radio(Strict, frozen=True):
-    """What one radio uses, all of it above a board without one."""
+    """Power and energy of one radio, in addition to a board without one."""
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     description: Annotated[str, Meta(max_length=400)]
     send_mj_per_kb: Figure
-    """For 1000 bytes sent, mJ, beside the power."""
+    """Energy for 1000 bytes sent, in addition to `send_w`, mJ."""
     receive_mj_per_kb: Figure
     send_w: Figure
-    """While it sends, whatever the rate, W."""
+    """Power while it sends, whatever the rate, W."""
     receive_w: Figure
     idle_w: Figure
-    """While nothing has passed for long: the mean, with what it listens for, W."""
+    """Mean power after a long time without transfers, including periodic listening, W."""
     wake_w: Figure
     wake_ms: Figure
-    """From asleep to sending."""
+    """Time from sleep to sending."""
     tail_w: Figure
-    """Awake, with nothing to transfer, W."""
+    """Power while awake with nothing to transfer, W."""
     tail_ms: Figure
-    """So long after the last byte it is still awake."""
+    """How long it stays awake after the last byte."""
 
     def uplink(self, hop_s: float) -> Uplink:
-        """What a window costs that ships, where each does: above idle, every `hop_s` s, each in a message of its own.
+        """The cost above idle of shipping a window, if one is shipped every `hop_s` s, each in a message of its own.
 
-        Where the tail lasts until the next window the radio never sleeps: nothing is woken, and time spent sending is
-        none spent in the tail.
+        If the tail lasts until the next window, the radio never sleeps: it need not wake, and time spent sending is not
+        spent in the tail.
         """
         awake = self.tail_ms.value >= hop_s * 1e3
         rests_at = self.tail_w.value if awake else self.idle_w.value
@@ -80,7 +80,7 @@ def list_radios() -> list[str]:
 
 
 def load_radio(name_or_path: str | Path) -> Radio:
-    """A radio by name, or from a TOML file of the user's.
+    """Load a radio by name, or from the user's own TOML file.
 
     Raises UsageError listing the known names, or naming the file and the field that is wrong; FormatError
     when the file cannot be read or is larger than 64 KiB.
@@ -100,7 +100,7 @@ def parse_radio(data: bytes, source: str) -> Radio:
 
 
 def radio_on(target: Target, link: str | Path = DEFAULT_LINK) -> Radio:
-    """The radio of a link on a target. A target's file may have figures of the board's own Wi-Fi, which come first."""
+    """The radio of a link on a target. Figures in the target's file for the board's own Wi-Fi take precedence."""
     radio = load_radio(link)
     own = target.radio
     if own is None or radio.name != DEFAULT_LINK:

@@ -1,7 +1,7 @@
-"""Targets: what a device can do, as a TOML file of numbers that each name their source.
+"""Targets: the speed, memory and power of a kind of device, as a TOML file of figures that each name their source.
 
-The files are in `streamsplit_compile/targets/`; a user's own file has the same fields. Rates are what an
-inference runtime achieves with `threads` threads on the first of `providers`, not peaks of a datasheet.
+The files are in `streamsplit_compile/cost/targets/`; a user's own file has the same fields. Rates are those that an
+inference runtime achieves with `threads` threads on the first of `providers`, not peaks from a datasheet.
 
     target = load_target("rpi4")        # or load_target("my-board.toml")
     target.gmacs_per_s("fp32")
@@ -24,16 +24,16 @@ DIRECTORY = Path(__file__).with_name("targets")
 
 
 class Figure(Strict, frozen=True):
-    """A number that is zero or more, with where it comes from."""
+    """A number that is zero or more, with its source."""
 
     value: Annotated[float, Meta(ge=0, le=1e9)]
     source: Annotated[str, Meta(min_length=1, max_length=400)]
     estimate: bool
-    """False only for what was measured on the device itself (`ssc profile`)."""
+    """False only if it was measured on the device itself (`ssc profile`)."""
 
 
 class Rate(Figure, frozen=True):
-    """A number something is divided by, so more than zero."""
+    """A number that is used as a divisor, so it must be above zero."""
 
     value: Annotated[float, Meta(gt=0, le=1e9)]
 
@@ -52,41 +52,41 @@ class Memory(Strict, frozen=True):
     bandwidth_gb_per_s: Rate
     """Bytes read and written by the cores, 1e9 bytes/s."""
     ram_mb: Rate
-    """What is left for the runtime beside the system, 1e6 bytes."""
+    """Memory that the system leaves for the runtime, 1e6 bytes."""
 
 
 class Launch(Strict, frozen=True):
-    """Time that passes without arithmetic."""
+    """Time spent on starting work instead of arithmetic."""
 
     session_us: Figure
-    """For each block: one call into the runtime, microseconds."""
+    """Time for each block: one call into the runtime, microseconds."""
     kernel_us: Figure
-    """For each kernel: dispatch and the threads' barrier, microseconds."""
+    """Time for each kernel: dispatch and the threads' barrier, microseconds."""
 
 
 class Python(Strict, frozen=True):
-    """How fast all that is not a block runs."""
+    """How fast everything besides blocks runs."""
 
     work_ms: Rate
-    """Of a fixed piece of plain Python on one core (`runtime_edge.measure.plain_python`), ms."""
+    """Time for a fixed piece of plain Python on one core (`runtime_edge.measure.plain_python`), ms."""
 
 
 class Power(Strict, frozen=True):
     """Power of the whole board."""
 
     active_w: Figure
-    """While a block runs on `threads` threads, W."""
+    """Power while a block runs on `threads` threads, W."""
     idle_w: Figure
-    """While nothing runs, W. Only the difference is charged to a window."""
+    """Power while nothing runs, W. Only the difference from this is charged to a window."""
 
 
 class OwnRadio(Strict, frozen=True):
-    """What was measured of a board's own Wi-Fi, in place of the published figures (`cost.radios`)."""
+    """Measurements of a board's own Wi-Fi, used instead of the published figures (`cost.radios`)."""
 
     mj_per_kb: Figure
-    """mJ for 1000 bytes."""
+    """Energy for 1000 bytes, mJ."""
     transmit_w: Figure
-    """While transmitting, whatever the rate, W."""
+    """Power while transmitting, whatever the rate, W."""
 
 
 class Target(Strict, frozen=True):
@@ -96,24 +96,24 @@ class Target(Strict, frozen=True):
     description: Annotated[str, Meta(max_length=400)]
     threads: Annotated[int, Meta(ge=1, le=256)]
     formats: Annotated[tuple[Literal["onnx", "tflite"], ...], Meta(min_length=1)]
-    """The fastest first (`tools/bench_runtimes.py`), which its devices run where it is installed."""
+    """The fastest first (`tools/bench_runtimes.py`); devices use that one if its runtime is installed."""
     providers: Annotated[tuple[Literal["cpu", "xnnpack", "coreml"], ...], Meta(min_length=1)]
-    """Preferred first; a runtime takes the first it has."""
+    """The preferred one first; a runtime uses the first that it has."""
     compute: Compute
     memory: Memory
     launch: Launch
     power: Power
     python: Python | None = None
-    """None in files of earlier versions: as slow as a call into a runtime, compared with x86-64's."""
+    """None in files of earlier versions; it is then scaled from x86-64's by the time of a call into the runtime."""
     radio: OwnRadio | None = None
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """The precisions this target has a rate for."""
+        """The precisions that this target has a rate for."""
         return tuple(name for name in self.compute.__struct_fields__ if getattr(self.compute, name) is not None)
 
     def gmacs_per_s(self, precision: str) -> float:
-        """Achieved GMAC/s. Raises UsageError naming the precisions there are."""
+        """Achieved GMAC/s. Raises UsageError naming the known precisions."""
         if precision not in self.precisions:
             raise UsageError(f"target {self.name} has no precision {precision!r}, only {', '.join(self.precisions)}")
         rate: Rate = getattr(self.compute, precision)
@@ -126,7 +126,7 @@ def list_targets() -> list[str]:
 
 
 def load_target(name_or_path: str | Path) -> Target:
-    """A target by name, or from a TOML file of the user's.
+    """Load a target by name, or from the user's own TOML file.
 
     Raises UsageError listing the known names, or naming the file and the field that is wrong; FormatError
     when the file cannot be read or is larger than 64 KiB.

@@ -1,1 +1,1 @@
-"""An encoder's file to a graph, and the graph to segments."""
+"""Reads an encoder's file into a graph, and splits the graph into segments."""

@@ -1,8 +1,9 @@
 """Reads foreign torch.export archives without running anything in them.
 
 `torch.export.load` unpickles some entries, loads others as shared libraries, evaluates symbolic expressions as
-Python and resolves any attribute of `torch` as an operator. So an archive is read here first, entry by entry; what
-is not on the lists below is refused, and torch is given a new archive of what was admitted, never the file itself.
+Python and resolves any attribute of `torch` as an operator. So an archive is first read here, entry by entry;
+everything that is not on the lists below is refused, and torch gets a new archive of the admitted entries, never the
+file itself.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ _NAMES = re.compile(
 )
 _MAX_EXPRESSIONS = 10_000
 _MAX_EXPRESSION = 1000
-"""Characters."""
+"""The most characters of a size expression."""
 _MAX_BITS = 4096
-"""Of a size: torch evaluates it to the last digit."""
+"""The most bits of a size, because torch evaluates it to the last digit."""
 _SYMBOL_BITS = 64
 _CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 _METADATA = ("nn_module_stack",)
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a zip file looks like a torch.export archive (and not like a checkpoint). Raises FormatError."""
+    """Whether a zip file looks like a torch.export archive, not a checkpoint. Raises FormatError."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -59,7 +60,7 @@ def is_archive(path: Path) -> bool:
 
 
 def load(path: Path) -> torch.export.ExportedProgram:
-    """Inspect and read an archive. Raises FormatError naming the entry that is not admitted."""
+    """Inspect and read an archive. Raises FormatError naming an entry that is not admitted."""
     admitted = _admit(path)
     try:
         with quiet():
@@ -70,13 +71,13 @@ def load(path: Path) -> torch.export.ExportedProgram:
 
 
 def _admit(path: Path) -> io.BytesIO:
-    """A new archive of the entries that are admitted."""
+    """A new archive of the admitted entries."""
     result = io.BytesIO()
     try:
         with zipfile.ZipFile(path) as archive, zipfile.ZipFile(result, "w") as copy:
             for entry in archive.infolist():
                 name = entry.filename.partition("/")[2]
-                if not name.startswith("extra/"):  # notes of the user's, not part of the program
+                if not name.startswith("extra/"):  # the user's notes, not part of the program
                     copy.writestr(f"archive/{name}", _admit_entry(archive, entry, name, f"{path}: entry {name}"))
     except FormatError:
         raise
@@ -140,7 +141,7 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def check_expression(expression: str, where: str) -> None:
-    """Raises FormatError for anything but a size as torch writes it: `2*s0`, `Mod(u0, 2)`."""
+    """Raise FormatError for anything but a size as torch writes it: `2*s0`, `Mod(u0, 2)`."""
     plain = _SYMBOL.sub("s0", expression)
     names = re.findall(r"[A-Za-z_]\w*", plain)
     if not _EXPRESSION.fullmatch(plain) or not all(_NAMES.fullmatch(name) for name in names):
@@ -153,7 +154,7 @@ def check_expression(expression: str, where: str) -> None:
 
 
 def _bits(node: ast.expr) -> int:
-    """How many bits a size expression may need at most. Raises ValueError for what is none."""
+    """The most bits a size expression can need. Raises ValueError for anything else."""
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return int(node.value).bit_length()
     if isinstance(node, ast.Name):
@@ -178,7 +179,7 @@ def _together(operation: str, parts: list[ast.expr]) -> int:
             exponent = exponent.operand
         if not isinstance(exponent, ast.Constant) or not isinstance(exponent.value, int | float):
             raise ValueError("an exponent that is not a number")
-        # Anything is larger than its bits, so exponents beyond the bound need not be multiplied out.
+        # Exponents beyond the bound already give too many bits, so they can be cut off there.
         return _bits(base) * int(min(exponent.value, _MAX_BITS + 1)) + 1
     if operation in ("LShift", "RShift", "Invert"):
         raise ValueError("a shift")
@@ -187,7 +188,7 @@ def _together(operation: str, parts: list[ast.expr]) -> int:
 
 
 def _check_containers(text: str, where: str) -> None:
-    """How inputs and outputs nest: torch imports modules that other kinds of containers name."""
+    """Check how inputs and outputs nest: torch imports the modules that other kinds of containers name."""
     _, spec = json.loads(text)
     pending = [spec]
     while pending:

@@ -1,11 +1,11 @@
-"""Encoders by name, and encoder.pt files: reading and writing them without ever unpickling code.
+"""Encoders by name, and encoder.pt files, which are read and written without ever unpickling code.
 
     load_encoder(Path("encoder.pt"))   a checkpoint of a registered encoder, or a torch.export archive
     new_encoder("resnet18")            a fresh one
     save_checkpoint(encoder, path)
 
-A checkpoint is `{"format": "streamsplit.encoder/1", "encoder": name, "config": {...}, "state_dict": {...}}`, and
-`"untrained": True` where the weights are random.
+A checkpoint is `{"format": "streamsplit.encoder/1", "encoder": name, "config": {...}, "state_dict": {...}}`, with
+`"untrained": True` if the weights are random.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _FIELDS_SHOWN = 8
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """An encoder that can be compiled: its graph and what a device must feed it."""
+    """An encoder that can be compiled: its graph and the input that a device must give it."""
 
     id: str
     config: dict[str, Any]
@@ -67,9 +67,9 @@ class LoadedEncoder:
     window_samples: int
     front_end: dict[str, Any] = field(default_factory=dict)
     load: LoadOptions | None = None
-    """Options its file was read with, if any."""
+    """The options that its file was read with, if any."""
     log_mel: tuple[str, LogMelInfo] | None = None
-    """After which module its log-mel image is, by the cut's name, and how it is made; None where that is not known."""
+    """The name of the cut after its log-mel image, and how the image is made; None if that is not known."""
     untrained: bool = False
     """Whether its file says that the weights are random, as `ssc encoder new` makes them."""
 
@@ -80,11 +80,11 @@ class LoadedEncoder:
 
     @property
     def embedding_dim(self) -> int:
-        """Width d of the embedding."""
+        """Number of values d of the embedding."""
         return self.graph.candidates[-1].shape[-1]
 
     def ends_log_mel(self, candidate: Candidate) -> bool:
-        """Whether a cut is where the log-mel ends, and that one is made of the window as it is."""
+        """Whether a cut is where the log-mel image ends, if that is made from the unchanged window."""
         if self.log_mel is None or candidate.name != self.log_mel[0]:
             return False
         try:
@@ -95,12 +95,12 @@ class LoadedEncoder:
 
 
 def list_encoders() -> dict[str, str]:
-    """Registered encoder names -> where their factory is."""
+    """Where the factory of each registered encoder is, by name."""
     return {point.name: point.value for point in sorted(entry_points(group=ENTRY_POINT_GROUP))}
 
 
 def new_encoder(name: str, config: Mapping[str, Any] | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """A fresh module of a registered encoder and its config. Raises UsageError or MissingExtra."""
+    """A new module of a registered encoder, and its config. Raises UsageError or MissingExtra."""
     points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if name not in points:
         raise UsageError(f"unknown encoder {name!r}; registered: {', '.join(sorted(points))}")
@@ -108,7 +108,7 @@ def new_encoder(name: str, config: Mapping[str, Any] | None = None) -> tuple[tor
 
 
 def is_untrained(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether `new_encoder` gives random weights: those of this project's encoders are, unless a directory has them."""
+    """Whether `new_encoder` gives random weights: this project's encoders do, unless the config names a directory."""
     (point,) = (point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name == name)
     return point.module.partition(".")[0] == _OWN_ENCODERS and config.get("directory") is None
 
@@ -134,11 +134,11 @@ def load_encoder(
 ) -> LoadedEncoder:
     """Read encoder.pt and export it.
 
-    `factory` ("package.module:callable") builds a module for a plain state_dict; `sample_rate` is for archives,
-    which do not say theirs; `unsafe` admits a pickled module. The code of both is imported from the working directory
-    or from `sys.path`. `front_end` (a preset or a file) is for what takes features in the waveform's place. `recorded`
-    are the options that a bundle was compiled with: what is missing of them is asked for, never done on the bundle's
-    word. Raises FormatError, UsageError or MissingExtra.
+    `factory` ("package.module:callable") builds a module for a plain state_dict; `sample_rate` is for archives, which
+    do not state theirs; `unsafe` admits a pickled module. The code of a factory or pickled module is imported from the
+    working directory or from `sys.path`. `front_end` (a preset or a file) is for encoders that take features instead of
+    the waveform. `recorded` has the options that a bundle was compiled with: the same must be given here, since they
+    are never applied on the bundle's word alone. Raises FormatError, UsageError or MissingExtra.
     """
     option = None if front_end is None else read_front_end(front_end)
     given = LoadOptions(factory=factory, sample_rate=sample_rate, unsafe_load=unsafe, front_end=option)
@@ -186,7 +186,7 @@ def _read_encoder(path: Path, given: LoadOptions) -> LoadedEncoder:
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Only the weights of a checkpoint or a plain state_dict, those of half precision in float32.
+    """Read only the weights of a checkpoint or a plain state_dict, half precision widened to float32.
 
     Nothing is built or traced. Raises FormatError.
     """
@@ -211,7 +211,7 @@ def _without_tensors(path: Path, content: Mapping[Any, Any]) -> FormatError:
 
 
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """`read_state` as arrays."""
+    """`read_state` as NumPy arrays."""
     return {name: value.numpy() for name, value in read_state(path).items()}
 
 
@@ -247,7 +247,7 @@ def _from_state_dict(path: Path, factory: str, content: dict[str, Any], given: L
 
 @contextmanager
 def _working_directory_on_path() -> Iterator[None]:
-    """`python -m` looks for modules in the working directory first, an installed command not at all."""
+    """Import modules from the working directory first, as `python -m` does and an installed command does not."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -264,8 +264,8 @@ def from_module(
     sample_rate: int | None,
     option: FrontEndOption | None = None,
 ) -> LoadedEncoder:
-    """An encoder of a torch module that takes waveforms (batch, samples); what it says of itself goes before
-    `sample_rate`, Hz. With `option` it takes the features that this front end makes.
+    """An encoder from a torch module that takes waveforms (batch, samples). A rate that the module states takes
+    precedence over `sample_rate`, Hz. With `option` the module takes the features that this front end makes.
     """
     if option is not None:
         front_end = _front_end(option, None, sample_rate)
@@ -293,7 +293,7 @@ def _from_archive(path: Path, given: LoadOptions) -> LoadedEncoder:
 
 
 def _front_end(option: FrontEndOption, shape: tuple[int, ...] | None, sample_rate: int | None) -> PrependedFrontEnd:
-    """The front end of an encoder that takes (batch, *shape). Raises UsageError for another rate than its own."""
+    """The front end of an encoder that takes (batch, *shape). Raises UsageError if `sample_rate` is not its own."""
     front_end = build_front_end(option, shape)
     if sample_rate not in (None, front_end.sample_rate):
         raise UsageError(f"--sample-rate {sample_rate}: the front end is for {front_end.sample_rate} Hz; leave it out")
@@ -322,7 +322,7 @@ def _build(factory: Callable[..., Any], name: str, config: dict[str, Any]) -> to
 
 
 def _check_names(module: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
-    """Raise FormatError for what is no state_dict, or none of such an encoder."""
+    """Raise FormatError for anything but a state_dict of this module."""
     if not any(isinstance(value, torch.Tensor) for value in state.values()):
         raise _without_tensors(path, state)
     if state.keys().isdisjoint(expected := module.state_dict()):
@@ -353,7 +353,7 @@ def _read_checkpoint(path: Path, unsafe: bool) -> Any:
             raise FormatError(f"{path}: {what}") from None
         if "unexpected EOF" in str(exc):
             raise FormatError(f"{path}: cut short after {path.stat().st_size} bytes; get it again") from None
-        if "Unsupported global" in str(exc) and not unsafe:  # of what else is no pickle nothing would be loaded
+        if "Unsupported global" in str(exc) and not unsafe:  # a file that is not a pickle at all would load nothing
             raise FormatError(f"{path}: {more_than_tensors(path)}") from None
         raise FormatError(f"{path}: not a checkpoint of tensors, or cut short ({type(exc).__name__})") from None
     if not isinstance(content, (dict, torch.nn.Module)):

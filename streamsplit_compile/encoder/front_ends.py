@@ -1,11 +1,11 @@
 """Front ends for encoders that take features: `--front-end PRESET|preprocessor_config.json`.
 
-    option = read_front_end("preprocessor_config.json")    # what was given, as a bundle records it
+    option = read_front_end("preprocessor_config.json")    # the settings, as a bundle records them
     front_end = build_front_end(option, (1024, 128))       # for an encoder that takes (batch, 1024, 128)
 
-The file is the one that feature extractors of `transformers` are kept in. It is data: of a known type with known keys,
-each within bounds, and nothing that it names is imported or fetched. The modules come through the entry points of
-`streamsplit.front_ends`.
+The file is the one in which `transformers` keeps feature extractors. It is treated as data: its type and keys must be
+known, each value within bounds, and nothing that it names is imported or fetched. The modules come from the entry
+points of `streamsplit.front_ends`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from streamsplit_compile.encoder.prepend import PrependedFrontEnd
 
 ENTRY_POINT_GROUP = "streamsplit.front_ends"
 MAX_BYTES = 256 << 10
-"""Early files of Whisper's hold its filter bank, 185 kB of text."""
+"""Early Whisper files contain the filter bank, 185 kB of text."""
 
 _Rate = Annotated[int, Meta(ge=1000, le=384_000)]
 _Mels = Annotated[int, Meta(ge=1, le=512)]
@@ -37,11 +37,11 @@ _Seconds = Annotated[int, Meta(ge=1, le=60)]
 _Samples = Annotated[int, Meta(ge=16, le=4096)]
 _Hertz = Annotated[float, Meta(ge=0, le=192_000)]
 _Unused = msgspec.Raw
-"""Of a key that makes no difference to the features of one whole window: read over."""
+"""The type of a key that makes no difference to the features of one whole window and is ignored."""
 
 
 class _Extractor(Strict, frozen=True, kw_only=True, tag_field="feature_extractor_type"):
-    """What files of all types have."""
+    """Keys that files of all types have."""
 
     padding_side: _Unused = _Unused()
     padding_value: _Unused = _Unused()
@@ -62,7 +62,7 @@ class AST(_Extractor, frozen=True, kw_only=True, tag="ASTFeatureExtractor"):
 
 
 class CLAP(_Extractor, frozen=True, kw_only=True, tag="ClapFeatureExtractor"):
-    """Decibels of a mel spectrogram; that of a fused model has four images of random places and is refused."""
+    """Decibels of a mel spectrogram. A fused model's has four images from random positions and is refused."""
 
     truncation: Literal["rand_trunc"]
     sampling_rate: _Rate = 48_000
@@ -82,7 +82,7 @@ class CLAP(_Extractor, frozen=True, kw_only=True, tag="ClapFeatureExtractor"):
 
 
 class Whisper(_Extractor, frozen=True, kw_only=True, tag="WhisperFeatureExtractor"):
-    """Logarithms of a mel spectrogram, down to 8 decades below the loudest of a window."""
+    """Logarithms of a mel spectrogram, down to 8 decades below a window's loudest value."""
 
     sampling_rate: Annotated[int, Meta(ge=16_000, le=384_000)] = 16_000
     feature_size: _Mels | None = None
@@ -96,7 +96,7 @@ class Whisper(_Extractor, frozen=True, kw_only=True, tag="WhisperFeatureExtracto
 
 
 class Wav2Vec2(_Extractor, frozen=True, kw_only=True, tag="Wav2Vec2FeatureExtractor"):
-    """The samples, to zero mean and unit variance."""
+    """The samples, normalised to zero mean and unit variance."""
 
     sampling_rate: _Rate = 16_000
     do_normalize: bool = True
@@ -110,11 +110,11 @@ PRESETS: dict[str, AST | CLAP | Whisper | Wav2Vec2] = {
     "whisper": Whisper(),
 }
 _NOT_PASSED_ON = ("truncation", "dither")
-"""Keys with one admitted value."""
+"""Keys that only one value is admitted for, and that front ends do not take."""
 
 
 def read_front_end(given: str) -> FrontEndOption:
-    """What `--front-end` names: a preset, or a file of settings. Raises UsageError or FormatError."""
+    """Read what `--front-end` names: a preset, or a file of settings. Raises UsageError or FormatError."""
     if given in PRESETS:
         return FrontEndOption(preset=given)
     path = Path(given)
@@ -124,7 +124,7 @@ def read_front_end(given: str) -> FrontEndOption:
 
 
 def parse_front_end(data: bytes, source: str) -> FrontEndOption:
-    """What a `preprocessor_config.json` says, as its differences from a preset. Raises FormatError."""
+    """Read a `preprocessor_config.json` as its differences from a preset. Raises FormatError."""
     extractor = strict.decode(data, AST | CLAP | Whisper | Wav2Vec2, source, MAX_BYTES)  # type: ignore[arg-type]
     preset = next(name for name, known in PRESETS.items() if type(known) is type(extractor))
     usual = _settings(PRESETS[preset])
@@ -133,7 +133,7 @@ def parse_front_end(data: bytes, source: str) -> FrontEndOption:
 
 
 def build_front_end(option: FrontEndOption, shape: tuple[int, ...] | None) -> PrependedFrontEnd:
-    """The front end of an encoder that takes (batch, *shape); None where that is not known.
+    """Build the front end of an encoder that takes (batch, *shape); `shape` is None if that is not known.
 
     Raises UsageError for settings that cannot work or do not fit the encoder.
     """
@@ -152,10 +152,10 @@ def build_front_end(option: FrontEndOption, shape: tuple[int, ...] | None) -> Pr
 
 
 def described_log_mel(module: torch.nn.Module, prefix: str = "") -> tuple[str, LogMelInfo] | None:
-    """The first submodule that describes the log-mel image it makes, by its name behind `prefix`, and what it says.
+    """Find the first submodule that describes its log-mel image: `prefix` with the module's name, and the description.
 
-    It has a method `describe` that returns a dict with the fields of `LogMelInfo`. None where nothing does, or what it
-    describes is none of these.
+    Such a module has a method `describe` that returns a dict with the fields of `LogMelInfo`. None if no module has
+    one, or if the dict does not fit.
     """
     for name, part in module.named_modules():
         describe = getattr(part, "describe", None)
@@ -171,6 +171,6 @@ def described_log_mel(module: torch.nn.Module, prefix: str = "") -> tuple[str, L
 
 
 def _settings(extractor: AST | CLAP | Whisper | Wav2Vec2) -> dict[str, Any]:
-    """The keys that make a difference, with their values."""
+    """The keys that make a difference to the features, with their values."""
     values = {name: getattr(extractor, name) for name in extractor.__struct_fields__ if name not in _NOT_PASSED_ON}
     return {name: value for name, value in values.items() if not isinstance(value, _Unused)}

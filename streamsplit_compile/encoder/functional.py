@@ -12,9 +12,9 @@ from streamsplit_compile.encoder.source_lines import with_line
 
 
 def reads_through_views(graph: fx.Graph) -> bool:
-    """Whether a tensor is read after it was changed in place under another name (a view of it, or what it views).
+    """Whether a tensor is read after an in-place change under another name (a view of it, or a tensor it views).
 
-    Only then is the whole program made functional by torch: that renames nodes and breaks some operators down.
+    Only then does torch make the whole program functional, which renames nodes and decomposes some operators.
     Raises UsageError when the names are connected by dropout in eval mode, the one alias that torch does not follow.
     """
     order = {node: index for index, node in enumerate(graph.nodes)}
@@ -34,9 +34,9 @@ def reads_through_views(graph: fx.Graph) -> bool:
 
 
 def make_functional(module: fx.GraphModule) -> None:
-    """Replace in-place ops by their functional form, so that values crossing a cut never change afterwards.
+    """Replace in-place ops with their functional form, so that values crossing a cut never change afterwards.
 
-    Raises UsageError naming a node that has none, or that changes a buffer.
+    Raises UsageError naming a node that has no such form, or that changes a buffer.
     """
     order = {node: index for index, node in enumerate(module.graph.nodes)}
     for node in list(module.graph.nodes):

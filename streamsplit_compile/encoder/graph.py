@@ -1,8 +1,8 @@
 """An encoder as an exported graph, and its cut candidates.
 
-Work is done on the ATen graph of `torch.export`, never on a list of blocks somebody wrote down. A node is a cut
-candidate when it is the only data tensor alive after it; values that depend on parameters or constants alone do
-not count, nor do sizes that can be read off the crossing tensor.
+Cuts are found in the ATen graph of `torch.export`, never in a hand-written list of blocks. A node is a cut candidate
+if it is the only data tensor alive after it; values that depend on parameters or constants alone do not count, nor do
+sizes that can be read off the crossing tensor.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ class Candidate:
     """A point of the graph that exactly one tensor crosses."""
 
     position: int
-    """0 is the input waveform; counts up in topological order."""
+    """0 for the input waveform; it counts up in topological order."""
     node: str
     """Name of the graph node whose value crosses."""
     name: str
-    """The module it follows, for example `layer4.0`."""
+    """The module that it follows, for example `layer4.0`."""
     shape: tuple[int, ...]
-    """With a batch axis of 1."""
+    """The activation's shape, with a batch axis of 1."""
     boundary: bool
-    """Whether it is where a module of the user's or the front end ends, not inside one."""
+    """Whether it is at the end of one of the user's modules or of the front end, not inside."""
 
     @property
     def values(self) -> int:
-        """How many values the activation of one window has."""
+        """Number of values in the activation of one window."""
         return math.prod(self.shape)
 
 
@@ -72,11 +72,11 @@ class EncoderGraph:
 def export_encoder(
     module: torch.nn.Module, window_samples: int, front_end: PrependedFrontEnd | None = None
 ) -> EncoderGraph:
-    """Export an encoder taking (batch, window_samples) float32 and find where it can be cut.
+    """Export an encoder that takes (batch, window_samples) float32, and find where it can be cut.
 
-    With a front end it takes that one's features, and both are in the graph. The batch stays dynamic where the encoder
+    With a front end, the encoder takes its features, and both are in the graph. The batch stays dynamic if the encoder
     allows it, so that the server can batch. Raises UsageError with the reason when the encoder cannot be exported or
-    does not give one (batch, d) float32 tensor.
+    does not return one (batch, d) float32 tensor.
     """
     module = module.eval()
     check_arguments(module)
@@ -86,7 +86,7 @@ def export_encoder(
     except Exception as exc:
         if not any(getattr(value, "dtype", None) in HALF for value in module.state_dict().values()):
             raise _refused(exc) from exc
-        # Written for activations in the type of its weights, which here are float32 (see plain_graph).
+        # The encoder takes activations in the type of its weights, which are made float32 here (see plain_graph).
         try:
             program = exported(copy.deepcopy(module).float(), shape)
         except Exception as wide_exc:
@@ -107,7 +107,7 @@ def _refused(exc: Exception) -> UsageError:
 
 
 def graph_of_program(program: torch.export.ExportedProgram, front_end: PrependedFrontEnd | None = None) -> EncoderGraph:
-    """The same from a program that was exported elsewhere. Raises UsageError naming the node that is in the way."""
+    """The graph of a program that was exported elsewhere. Raises UsageError naming the node that prevents it."""
     module = _plain(program)
     _check_signature(module, front_end)
     if reads_through_views(module.graph):
@@ -129,7 +129,7 @@ def graph_of_program(program: torch.export.ExportedProgram, front_end: Prepended
 
 
 def ignores_waveform(encoder: EncoderGraph) -> bool:
-    """Whether three very different windows have the same embedding."""
+    """Whether three very different windows give the same embedding."""
     rows = encoder.candidates[0].shape
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(rows, generator=generator) * 2 - 1
@@ -148,8 +148,8 @@ def _plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
 
 
 def input_shape(program: torch.export.ExportedProgram) -> tuple[int, ...] | None:
-    """Shape of a program's input, without the batch axis; None if it takes several inputs or one without a fixed
-    shape.
+    """Shape of a program's input without the batch axis; None if it takes several inputs, or one whose shape is not
+    fixed.
     """
     values = [node.meta["val"] for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
     if len(values) != 1 or not isinstance(values[0], torch.Tensor):
@@ -196,7 +196,7 @@ def _check_signature(module: fx.GraphModule, front_end: PrependedFrontEnd | None
 
 
 def _check_fixed_size(node: fx.Node) -> None:
-    """Refuse values whose size only a waveform tells."""
+    """Raise UsageError for a value whose size depends on the content of the waveform."""
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor) and free_unbacked_symbols(value):
         raise UsageError(
@@ -208,7 +208,7 @@ _TRAINING_SWITCHES = ("train", "training", "dropout_p")
 
 
 def _check_repeatable(node: fx.Node, operator: torch._ops.OpOverload) -> None:
-    """Refuse what gives another answer each time, or in training."""
+    """Raise UsageError for an operator that gives another result each time, or in training."""
     for position, argument in enumerate(operator._schema.arguments):
         if argument.name in _TRAINING_SWITCHES:
             given = dict(enumerate(node.args)).get(position, argument.default_value)
@@ -238,7 +238,7 @@ _RESHAPES = (
 
 
 def _find_candidates(graph: fx.Graph) -> list[Candidate]:
-    """Live-tensor scan in topological order."""
+    """Find the cut candidates by scanning live tensors in topological order."""
     nodes = list(graph.nodes)
     order = {node: index for index, node in enumerate(nodes)}
     ends = _module_ends(nodes)
@@ -272,10 +272,10 @@ def _find_candidates(graph: fx.Graph) -> list[Candidate]:
 
 
 def _mark_front_end(candidates: list[Candidate], module: fx.GraphModule) -> list[Candidate]:
-    """The candidates, of which the one that the front end ends at is a boundary.
+    """The candidates, with the end of the front end marked as a boundary.
 
-    A front end computes features with nothing trained in it: log-mels that are written into a forward() of more than
-    them end at no module's end.
+    A front end is the first part, without trained parameters. Log-mels computed in the forward() of a larger module do
+    not end at a module's end.
     """
     nodes = {node.name: node for node in module.graph.nodes}
     untrained = _untrained(module)
@@ -288,7 +288,7 @@ def _mark_front_end(candidates: list[Candidate], module: fx.GraphModule) -> list
 
 
 def _untrained(module: fx.GraphModule) -> set[fx.Node]:
-    """The nodes that no parameter comes into."""
+    """The nodes that depend on no parameter."""
     parameters = dict(module.named_parameters())
     found: set[fx.Node] = set()
     for node in module.graph.nodes:
@@ -298,7 +298,7 @@ def _untrained(module: fx.GraphModule) -> set[fx.Node]:
 
 
 def _is_idle(node: fx.Node) -> bool:
-    """Whether a node casts to the type that its input has: a block of it would be empty."""
+    """Whether a node casts to the type that its input already has: a block of it would be empty."""
     if node.target not in _CASTS:
         return False
     source = node.all_input_nodes[0].meta["val"]
@@ -306,7 +306,7 @@ def _is_idle(node: fx.Node) -> bool:
 
 
 def _wanted(live: set[fx.Node], order: dict[fx.Node, int], index: int) -> set[fx.Node]:
-    """The live values; in the place of a tensor of which only sizes are still wanted, those sizes."""
+    """The live values; a tensor of which only sizes are still used is replaced by those sizes."""
     wanted = set()
     for value in live:
         users = {user for user in value.users if order[user] > index}
@@ -334,7 +334,7 @@ def is_size(node: fx.Node) -> bool:
 
 
 def size_in(size: Any, tensor: fx.Node) -> int | None:
-    """K such that `size == tensor.shape[0] // k` or, negative, `tensor.shape[0] * -k`; None when it is not so."""
+    """K such that `size == tensor.shape[0] // k` or, if k < 0, `tensor.shape[0] * -k`; None if there is none."""
     first = tensor.meta["val"].shape[0]
     if isinstance(size, int) or isinstance(first, int):
         return None
@@ -345,7 +345,7 @@ def size_in(size: Any, tensor: fx.Node) -> int | None:
 
 
 def _module_ends(nodes: list[fx.Node]) -> dict[str, int]:
-    """For each module path the position of its last node."""
+    """The position of each module path's last node."""
     ends: dict[str, int] = {}
     for index, node in enumerate(nodes):
         if node.op == "call_function":
@@ -355,18 +355,18 @@ def _module_ends(nodes: list[fx.Node]) -> dict[str, int]:
 
 
 def _module_paths(node: fx.Node) -> list[str]:
-    """Paths of the modules a node was traced in, outermost first, without the root."""
+    """Paths of the modules that a node was traced in, outermost first, without the root."""
     stack = node.meta.get("nn_module_stack") or {}
     return [path.split("@")[0] for path, _ in stack.values() if path]
 
 
 def _followed_module(node: fx.Node, position: int, ends: dict[str, int]) -> str | None:
-    """The outermost module that is complete at this node."""
+    """The outermost module that ends at this node; None if none does."""
     return next((path for path in _module_paths(node) if ends[path] <= position), None)
 
 
 def _place(node: fx.Node) -> str:
-    """Where a node inside a module is."""
+    """A name for the position of a node inside a module."""
     paths = _module_paths(node)
     return f"{paths[-1]}.{node.name}" if paths else node.name
 

@@ -1,9 +1,9 @@
-"""Rewrites an exported graph with operators that every later step understands, without changing what it computes.
+"""Rewrites an exported graph into operators that every later step understands, without changing what it computes.
 
     make_plain(module)     no graph within the graph, float32 throughout
 
-Of float16 and bfloat16 the weights are kept to the bit and only the arithmetic becomes finer: no device's runtime
-computes in them on a processor.
+float16 and bfloat16 weights keep their exact values; only the arithmetic becomes more precise, because no device's
+runtime computes in these types on a CPU.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _GRADIENT = torch.ops.higher_order.wrap_with_set_grad_enabled
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 _COND = torch.ops.higher_order.cond
 _SETTINGS: dict[Any, int] = {_GRADIENT: 1, _AUTOCAST: 4}
-"""How many arguments of a region stand before its graph."""
+"""Number of a region's arguments before its graph."""
 HALF = (torch.float16, torch.bfloat16)
 
 
 def has_branches(module: fx.GraphModule) -> bool:
-    """Whether a graph chooses between two others, for all windows of a batch together."""
+    """Whether a graph chooses between two others, once for all windows of a batch."""
     return any(node.target is _COND for node in module.graph.nodes)
 
 
 def make_plain(module: fx.GraphModule) -> None:
-    """Put regions (`no_grad`, `autocast`) and the branches of `torch.cond` into the graph itself; widen to float32.
+    """Inline regions (`no_grad`, `autocast`) and the branches of `torch.cond` into the graph; widen to float32.
 
-    Values that come out of `no_grad` are detached; both branches are computed and one is chosen. Raises UsageError
-    naming a node whose graph cannot be put in.
+    Values that leave `no_grad` are detached; both branches are computed and one result is chosen. Raises UsageError
+    naming a node whose graph cannot be inlined.
     """
     while True:
         regions = [node for node in module.graph.nodes if node.target in _SETTINGS or node.target is _COND]
@@ -69,7 +69,7 @@ def _inline_branches(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _copy_in(module: fx.GraphModule, node: fx.Node, graph: Any, operands: Any) -> list[fx.Node]:
-    """Copy the graph that a node runs to before the node; returns its results."""
+    """Copy the graph that a node runs into the outer one, before that node; returns its results."""
     inner = module.get_submodule(str(graph.target))
     if not isinstance(inner, fx.GraphModule):
         raise UsageError(f"node {node.name}: {node.target} runs {type(inner).__name__}, no graph")
@@ -106,13 +106,13 @@ def _replace_results(node: fx.Node, results: list[fx.Node]) -> None:
         name = user.name
         node.graph.erase_node(user)
         if result.target in (aten.detach.default, aten.where.self):
-            # Bundles of earlier versions know the value by this name.
+            # Bundles of earlier versions use this name for the value.
             result.name = name
     node.graph.erase_node(node)
 
 
 def _widen(module: fx.GraphModule) -> None:
-    """Float32 where the graph has float16 or bfloat16: weights, casts and all values between."""
+    """Replace float16 and bfloat16 by float32: in weights, casts and all values between."""
     nodes = list(module.graph.nodes)
     narrow = any(tensor.dtype in HALF for tensor in _attributes(module, nodes).values())
     if not narrow and not any(tensor.dtype in HALF for node in nodes for tensor in _values(node)):
@@ -139,12 +139,12 @@ def _wide_type(argument: Any) -> Any:
 
 
 def _wide_value(value: Any) -> Any:
-    """What a value looks like in float32; its shape, which nothing is run to find out, stays as symbolic as it was."""
+    """A value's metadata in float32. Nothing is run, so its shape stays as symbolic as it was."""
     return value.float() if isinstance(value, torch.Tensor) and value.dtype in HALF else value
 
 
 def _attributes(module: fx.GraphModule, nodes: list[fx.Node]) -> dict[str, torch.Tensor]:
-    """The tensors of a module, used or not, and the constants of its graph."""
+    """All tensors of a module, used or not, and the constants of its graph."""
     found = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for node in nodes:
         if node.op == "get_attr" and node.target not in found:

@@ -1,4 +1,4 @@
-"""An encoder's graph with a front end's in front of it, as if both had been exported together."""
+"""Puts a front end's graph before an encoder's, as if both had been exported together."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from streamsplit_compile.encoder.plain_graph import make_plain
 from streamsplit_compile.encoder.tracing import exported
 
 PREPENDED = "front_end"
-"""The submodule that it becomes; with lines behind it where the encoder has one of this name."""
+"""Name of its submodule; underscores are added if the encoder already has one of this name."""
 
 
 @dataclass(frozen=True)
 class PrependedFrontEnd:
-    """What is put in front of an encoder that takes features."""
+    """A front end for an encoder that takes features."""
 
     module: nn.Module
     """(batch, window_samples) float32 -> (batch, *shape) float32."""
@@ -28,22 +28,22 @@ class PrependedFrontEnd:
     """Hz."""
     window_samples: int
     shape: tuple[int, ...]
-    """Of the features of one window, without the batch axis."""
+    """Shape of one window's features, without the batch axis."""
     details: dict[str, Any]
-    """For people."""
+    """Its settings, for people."""
 
 
 def prepend(module: fx.GraphModule, front_end: PrependedFrontEnd) -> None:
-    """Let a graph that takes a front end's features take the window (batch, window_samples) that they are made from.
+    """Change a graph that takes a front end's features so that it takes the windows (batch, window_samples) instead.
 
-    The front end becomes a submodule, after whose modules cuts are named; parameters of the encoder keep their names.
+    The front end becomes a submodule, so cuts are named after its modules; the encoder's parameters keep their names.
     """
     (taken,) = [node for node in module.graph.nodes if node.op == "placeholder"]
     name = PREPENDED
     while hasattr(module, name):
         name += "_"
     front = _exported(front_end, name)
-    if hasattr(front, name):  # where it has tensors of its own
+    if hasattr(front, name):  # only if it has tensors of its own
         module.add_module(name, front.get_submodule(name))
     features, users = taken.meta["val"], list(taken.users)
     with features.fake_mode:
@@ -63,7 +63,7 @@ def prepend(module: fx.GraphModule, front_end: PrependedFrontEnd) -> None:
 
 
 class _Named(nn.Module):
-    """A module under a name, so that its graph says where its nodes come from."""
+    """A module under a name, so that its graph shows where the nodes come from."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         super().__init__()
@@ -71,13 +71,13 @@ class _Named(nn.Module):
         self.add_module(name, module)
 
     def forward(self, waveform: torch.Tensor) -> torch.Tensor:
-        """What the module makes."""
+        """Run the module."""
         made: torch.Tensor = self.get_submodule(self.name)(waveform)
         return made
 
 
 def _exported(front_end: PrependedFrontEnd, name: str) -> fx.GraphModule:
-    """The graph of a front end."""
+    """Export a front end."""
     program = exported(_Named(name, front_end.module).eval(), (front_end.window_samples,))
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
@@ -87,9 +87,9 @@ def _exported(front_end: PrependedFrontEnd, name: str) -> fx.GraphModule:
 
 
 def _propagate(module: fx.GraphModule, nodes: list[fx.Node]) -> None:
-    """What the value of each of some nodes looks like, worked out from the waveform's."""
+    """Set the metadata of some nodes' values, derived from the waveform's."""
     mode = next(node for node in nodes if node.op == "placeholder").meta["val"].fake_mode
-    # As torch.export does: without its dispatcher some operators settle on the batch of the example.
+    # As torch.export does: without this dispatcher some operators fix the batch to the example's.
     with mode, enable_python_dispatcher(), torch.no_grad():
         for node in nodes:
             if node.op == "get_attr" and "val" in node.meta:

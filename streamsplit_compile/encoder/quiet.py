@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing reaches stdout, stderr, the log or the user's warnings, be it written by Python or by C++.
+    """Let nothing reach stdout, stderr, the log or the user's warnings, whether Python or C++ writes it.
 
-    For the whole process: the descriptors themselves point elsewhere while the block runs.
+    This holds for the whole process: the file descriptors are redirected while the block runs.
     """
     level = logging.root.manager.disable
     _flush()

@@ -16,16 +16,16 @@ from streamsplit_compile.encoder.graph import Candidate, EncoderGraph, is_size, 
 
 
 class CutRefused(UsageError):
-    """A cut that the graph, or what has to run it, does not admit."""
+    """The graph, a format or a runtime does not allow a cut at this place."""
 
     def __init__(self, cut: str, reason: str) -> None:
         super().__init__(f"cut {cut}: {reason}")
         self.cut = cut
-        """Its name."""
+        """The cut's name."""
 
 
 def split(encoder: EncoderGraph, cuts: Sequence[Candidate]) -> list[fx.GraphModule]:
-    """One module for each pair of neighbouring cuts; run in order they are the encoder.
+    """One module for each pair of neighbouring cuts; run in order, they compute what the encoder does.
 
     `cuts` starts with the waveform and ends with the embedding. A segment maps (batch, ...) float32 to
     (batch, ...) float32 and its parameters are the encoder's own tensors under their own names.
@@ -60,7 +60,7 @@ def extract(encoder: EncoderGraph, start: Candidate, end: Candidate) -> fx.Graph
 def run_segments(segments: Sequence[fx.GraphModule], activation: torch.Tensor) -> torch.Tensor:
     """Run neighbouring segments in order; (n * rows, ...) float32 in, (n, d) out, differentiable.
 
-    An encoder that was exported for a batch of one is run window by window.
+    An encoder that was exported for a batch of one runs window by window.
     """
     if segments and segments[0].meta["rows"] is not None:
         return torch.cat([_chain(segments, part) for part in torch.split(activation, segments[0].meta["rows"])])
@@ -68,7 +68,7 @@ def run_segments(segments: Sequence[fx.GraphModule], activation: torch.Tensor) -
 
 
 def in_float64(segment: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a segment that computes in float64 what it computes in float32."""
+    """A copy of a segment that computes in float64 instead of float32."""
 
     def wider(value: Any) -> Any:
         return torch.float64 if value is torch.float32 else value
@@ -81,10 +81,10 @@ def in_float64(segment: fx.GraphModule) -> fx.GraphModule:
 
 
 def by_channels(activations: torch.Tensor) -> torch.Tensor:
-    """Images (n, c, h, w) laid out channel by channel, as convolutions are fast on; anything else as it is.
+    """Images (n, c, h, w) in the channels-last layout, on which convolutions are fast; anything else unchanged.
 
-    Of one channel both layouts are the same memory: only strides that say so keep the first convolution, and with it
-    those behind it, from going back to the other one.
+    With one channel both layouts are the same memory, and only the strides tell them apart: without channels-last
+    strides the first convolution, and with it all later ones, would use the other layout.
     """
     if activations.ndim != 4:
         return activations
@@ -114,7 +114,7 @@ def _between(source: fx.Node, sink: fx.Node) -> set[fx.Node]:
 
 
 def _read_size(graph: fx.Graph, activation: fx.Node, source: fx.Node, size: fx.Node) -> fx.Node:
-    """A batch-dependent size, read off the activation instead of the tensor it came from."""
+    """A size that depends on the batch, read off the activation instead of the tensor it came from."""
     factor = size_in(size.meta["val"], source)
     assert factor is not None
     batch = graph.call_function(torch.ops.aten.sym_size.int, (activation, 0))

@@ -1,4 +1,4 @@
-"""Which cut candidates become cuts."""
+"""Selects which cut candidates become cuts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from streamsplit_compile.encoder.graph import Candidate
 
 _FREE = 1e-4
 MIN_BLOCK_SHARE = 0.01
-"""A block with less of the encoder's work than this is not worth a session of its own."""
+"""A block with a smaller share of the encoder's work than this is not worth a session of its own."""
 CHEAP_SHARE = 0.05
-"""A front end with at most this share of the work is kept beside the blocks that are worthwhile."""
+"""A front end with at most this share of the work becomes a block in addition to the worthwhile ones."""
 BOUNDARY_US = 30.0
-"""What another block costs on a desktop: the session's call, and around a residual connection that is cut an addition
-and changes of layout that the runtime would have fused, and memory that is not in the caches. Measured 40 to 60 us."""
+"""Cost of another block on a desktop: a session call, memory that is not in the caches and, around a cut residual
+connection, an addition and layout changes that the runtime would have fused. Measured 40 to 60 us."""
 BOUNDARY_SHARE = 0.035
 """All boundaries together cost at most this share of the encoder, as predicted for a desktop."""
 MAX_AUTO_CUTS = 6
-"""The waveform and the embedding among them: a splitter table weighs each in several encodings and widths."""
+"""Including the waveform and the embedding. A splitter table has several encodings and widths for each cut."""
 
 
 def worthwhile_blocks(encoder_ms: float) -> int:
-    """How many blocks an encoder of so many predicted milliseconds is worth being cut into by `auto`."""
+    """How many blocks `auto` makes of an encoder that is predicted to take this many milliseconds."""
     return min(MAX_AUTO_CUTS - 1, 1 + max(1, int(encoder_ms * 1e3 * BOUNDARY_SHARE / BOUNDARY_US)))
 
 
@@ -38,9 +38,9 @@ def select_cuts(
 ) -> list[Candidate]:
     """Cuts for `--cuts auto|all|N|name,...`, always with the waveform first and the embedding last.
 
-    `work[i]` is the cumulative device work up to candidate i (any unit), `wire_bytes[i]` what it ships. `auto` makes at
-    most `auto_blocks` blocks, and one more where the candidate named `front_end` ends a front end that devices compute
-    in their own way. Raises UsageError for a name or number that does not fit.
+    `work[i]` is the cumulative device work up to candidate i (any unit), `wire_bytes[i]` the bytes shipped there.
+    `auto` makes at most `auto_blocks` blocks, and one more if the candidate named `front_end` ends a front end that
+    devices compute natively. Raises UsageError for a name or number that does not fit.
     """
     last = len(candidates) - 1
     if spec == "all":
@@ -65,7 +65,7 @@ def select_cuts(
 
 
 def cuts_of(candidates: Sequence[Candidate], manifest: Manifest, source: str) -> list[Candidate]:
-    """The candidates a bundle was cut at. Raises BundleError when it was compiled from another graph."""
+    """The candidates that a bundle was cut at. Raises BundleError when it was compiled from another graph."""
     by_node = {candidate.node: candidate for candidate in candidates}
     found = []
     for cut in manifest.info.cuts:
@@ -79,12 +79,12 @@ def cuts_of(candidates: Sequence[Candidate], manifest: Manifest, source: str) ->
 def _useful(
     candidates: Sequence[Candidate], work: Sequence[float], wire_bytes: Sequence[float], first: int | None = None
 ) -> list[int]:
-    """Drop a candidate when an earlier one, which costs the device no more, ships no more bytes.
+    """Drop a candidate if an earlier one, which costs the device no more, ships no more bytes.
 
-    Only module boundaries and the end of the front end are considered where there are any: elsewhere stand values that
-    were never meant to be looked at (a power spectrum before its logarithm), which quantise badly. Of boundaries with
-    the same bytes and next to no work between them the last stays: behind a convolution's norm and activation, not
-    before. With `first` that one stays, and none before it.
+    Only module boundaries and the end of the front end are considered, if there are any: other values are intermediate
+    results (such as a power spectrum before its logarithm), which quantise badly. Of boundaries with the same bytes and
+    almost no work between them the last is kept, so that a cut comes after a convolution's norm and activation, not
+    before. With `first`, that candidate is kept and all before it are dropped.
     """
     last = len(candidates) - 1
     inner = [candidate.position for candidate in candidates[1:-1]]
@@ -108,7 +108,7 @@ def _useful(
 
 
 def _is_cheap_front_end(useful: Sequence[int], work: Sequence[float], wire_bytes: Sequence[float]) -> bool:
-    """Whether the first useful cut costs next to nothing and ships features, not the audio in fewer bits."""
+    """Whether the first useful cut costs almost nothing and ships features, not just the audio in fewer bits."""
     first = useful[1]
     return len(useful) > 2 and wire_bytes[first] < wire_bytes[0] / 2 and work[first] <= CHEAP_SHARE * work[-1]
 
@@ -120,10 +120,10 @@ def _merge(
     keep_first: bool = False,
     least: float = MIN_BLOCK_SHARE,
 ) -> list[int]:
-    """Merge the lightest block into a neighbour until every block, or their number, is as wanted.
+    """Merge the lightest block into a neighbour until `enough` accepts its share of the work or the number of blocks.
 
-    With `keep_first` the first block stays, however light it is, unless the second one has less than the share `least`:
-    then they are one.
+    With `keep_first` the first block is kept, however light, unless the second has less than the share `least`; those
+    two are then merged.
     """
     chosen = list(chosen)
     first = 1 if keep_first else 0
@@ -132,7 +132,7 @@ def _merge(
         lightest = min(range(first, len(shares)), key=shares.__getitem__)
         if enough(shares[lightest], len(shares)):
             break
-        # Of the block's two ends the earlier one goes: the later ships less for nearly the same work.
+        # The earlier of the block's two ends is dropped: the later one ships less for nearly the same work.
         goes = max(lightest, 1)
         if keep_first and lightest == 1 and shares[1] >= least:
             goes = 2
@@ -141,9 +141,9 @@ def _merge(
 
 
 def why_useless(candidates: Sequence[Candidate], cuts: Sequence[Candidate], work: Sequence[float]) -> str | None:
-    """Why none of the chosen cuts is worth shipping; None where one is.
+    """The reason why none of the chosen cuts is worth shipping; None if one is.
 
-    `work[i]` is the cumulative device work up to candidate i; a cut is judged by its int8 bytes, the audio by PCM16.
+    `work[i]` is the cumulative device work up to candidate i; a cut counts with its int8 bytes, the audio with PCM16.
     """
     audio = 2 * cuts[0].values
     if any(cut.values < audio for cut in cuts[1:-1]):

@@ -1,4 +1,4 @@
-"""Finds the line of the user's own code that a torch error concerns."""
+"""Finds the line of the user's own code that a torch error comes from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def line_of_error(exc: BaseException) -> str | None:
-    """Where the user's code was when it happened: `net.py, line 12: if x.mean() > 0:`; None when it was not running."""
+    """The user's line that raised an error: `net.py, line 12: if x.mean() > 0:`; None if user code was not running."""
     for frame in reversed(traceback.extract_tb(exc.__traceback__)):
         if _is_users(frame.filename) and frame.lineno is not None:
             return _line(frame.filename, frame.lineno)
@@ -26,7 +26,7 @@ def line_of_error(exc: BaseException) -> str | None:
 
 
 def line_of_node(node: fx.Node) -> str | None:
-    """Where the user's code wrote a node; None for what an archive does not tell."""
+    """The line of the user's code that a node comes from; None if an archive does not say."""
     for filename, number in reversed(_FRAME.findall(str(node.meta.get("stack_trace") or ""))):
         if _is_users(filename):
             return _line(filename, int(number))
@@ -34,7 +34,7 @@ def line_of_node(node: fx.Node) -> str | None:
 
 
 def with_line(node: fx.Node) -> str:
-    """A node's name, and the line of the user's code where that is known."""
+    """A node's name, with the line of the user's code if it is known."""
     line = line_of_node(node)
     return f"node {node.name}" + (f" ({line})" if line else "")
 

@@ -1,4 +1,4 @@
-"""Exports a module with torch.export, for any batch size if that works."""
+"""Exports a module with torch.export, for any batch size if possible."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_arguments(module: nn.Module) -> None:
-    """Raises UsageError for a forward() that asks for more than one input."""
+    """Raise UsageError for a forward() that requires more than one input."""
     try:
         inspect.signature(module.forward).bind(None)
     except TypeError as exc:
@@ -30,9 +30,9 @@ def check_arguments(module: nn.Module) -> None:
 
 
 def exported(module: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
-    """A module for (batch, *shape), as it is or with the integers in its buffers as constants.
+    """Export a module for (batch, *shape), as it is or with the integers in its buffers as constants.
 
-    Raises whatever torch.export does.
+    Raises the errors of torch.export.
     """
     try:
         return _as_is(module, shape)
@@ -45,10 +45,10 @@ def exported(module: nn.Module, shape: tuple[int, ...]) -> torch.export.Exported
 
 @contextmanager
 def fixed_sizes(module: nn.Module) -> Iterator[None]:
-    """While the block runs, single integers in non-persistent buffers are constants.
+    """Treat single integers in non-persistent buffers as constants while the block runs.
 
-    Codecs hold strides and kernel sizes in integer buffers and compute paddings from them. To torch.export a buffer's
-    value is unknown; one that no state_dict holds cannot change, so that its value may be written into the graph.
+    Codecs keep strides and kernel sizes in integer buffers and compute paddings from them. torch.export does not know a
+    buffer's value; a buffer that no state_dict holds cannot change, so its value may be written into the graph.
     """
     found = _sizes(module)
     kinds = {part: type(part) for part in found}
@@ -66,12 +66,12 @@ def fixed_sizes(module: nn.Module) -> Iterator[None]:
 
 
 def has_sizes(module: nn.Module) -> bool:
-    """Whether a module, or one in it, keeps single integers in non-persistent buffers."""
+    """Whether a module or one of its submodules keeps single integers in non-persistent buffers."""
     return bool(_sizes(module))
 
 
 def _as_is(module: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
-    """For any batch where that works, else for a batch of one."""
+    """Export for any batch size if possible, otherwise for a batch of one."""
     example = torch.zeros(2, *shape)
     try:
         with quiet():
@@ -85,7 +85,7 @@ def _as_is(module: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedPr
 
 
 def _sizes(module: nn.Module) -> dict[nn.Module, dict[str, torch.Tensor]]:
-    """For each module that has some its own buffers of one integer that no state_dict holds."""
+    """The modules with buffers of one integer that no state_dict holds, and these buffers by name."""
     kept = module.state_dict().keys()
     found: dict[nn.Module, dict[str, torch.Tensor]] = {}
     for path, part in module.named_modules():
@@ -97,11 +97,11 @@ def _sizes(module: nn.Module) -> dict[nn.Module, dict[str, torch.Tensor]]:
 
 
 def _with_constants(kind: type[nn.Module], sizes: dict[str, torch.Tensor]) -> type[nn.Module]:
-    """A class whose instances have these values where they had buffers."""
+    """A class whose instances have these values instead of the buffers."""
 
     def constant(value: torch.Tensor) -> property:
         number, dtype = value.item(), value.dtype
-        # Made anew at each call: torch.export knows the value of a tensor that it sees being made.
+        # Created at each call: torch.export knows the value of a tensor whose creation it traces.
         return property(lambda self: torch.tensor(number, dtype=dtype))
 
     properties: dict[str, Any] = {name: constant(value) for name, value in sizes.items()}

@@ -1,4 +1,4 @@
-"""Finds the weights in a file, also inside the wrappers of a training run, or reports that there are none."""
+"""Finds the weights in a file, also inside a training program's wrappers, or says what the file is instead."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from runtime_edge.errors import FormatError, MissingExtra
 
 _FIRST_BYTES = 1 << 10
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Fields under which training programs keep the weights, beside the optimizer's state."""
+"""Fields in which training programs keep the weights, beside the optimizer's state."""
 _COMPRESSED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!\x1a\7")
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""The first pickle of a checkpoint of PyTorch before 1.6: a number."""
+"""The first pickle of a checkpoint from PyTorch before 1.6: a magic number."""
 _LEGACY_PICKLES = 5
-"""The number, a version, the machine, the content without its tensors, and the tensors' order."""
+"""Magic number, version, machine, the content without its tensors, and the order of the tensors."""
 _LEGACY_CONTENT = 3
 _PICKLES = (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5", b"(d", b"(l", b"c__", b"ccopy_reg\n")
 _LENGTH = rb"[\x80-\xff]{0,4}[\0-\x7f]"
@@ -33,9 +33,9 @@ _OTHERS = (
     (rb"\n" + _LENGTH + rb"\n" + _LENGTH + rb"[\w./-]+\x12" + _LENGTH + rb"[A-Z]\w+", "a TensorFlow graph"),
     (rb"\x08[\x01-\x20][\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX model"),
 )
-"""Models in protobuf, by their first fields: the version of the format, and the next one of a model, or its nodes."""
+"""Protobuf models by the bytes of their first fields: the format's version and the model's next field, or its nodes."""
 _MSGPACK = re.compile(rb"([\x81-\x8f]|\xde..|\xdf....)([\xa1-\xbf]|\xd9.)[\w./:-]", re.DOTALL)
-"""A map whose first key is text."""
+"""The start of a msgpack map whose first key is text."""
 _TORCH = "encoders are torch modules"
 _FOLDERS = (
     ("Data/com.apple.CoreML", "a Core ML package"),
@@ -43,9 +43,9 @@ _FOLDERS = (
     ("saved_model.pb", "a TensorFlow SavedModel"),
     ("keras_metadata.pb", "a Keras model"),
 )
-"""What is made for another runtime and lies in a folder, by a file in it."""
+"""Models of other runtimes that are folders, by a file in the folder."""
 _SAFETENSORS_HEADER = 100_000_000
-"""Bytes that its readers admit."""
+"""The longest header, in bytes, that safetensors readers admit."""
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _TAR_MARK, _ANNEX = 257, 64
 _MODELS = (
@@ -61,16 +61,16 @@ _MODELS = (
     (0, b"ftrt", "a TensorRT engine"),
     (0, b"7767517", "an ncnn model"),
 )
-"""What is made for another runtime, by its first bytes and their place."""
+"""Models of other runtimes, by the offset and value of their identifying bytes."""
 _EXPORT = "export its torch module with torch.export.save(torch.export.export(module, (waveform,)), 'encoder.pt')"
 _KEEP = "keep its state_dict alone with torch.save where you trust it"
 _OPCODES_BEFORE = ("PROTO", "FRAME", "MARK", "BINPUT", "MEMOIZE", "PUT")
 _PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before the name of each tensor."""
+"""Prefixes that DataParallel and torch.compile add to the names of tensors."""
 
 
 def mistaken(path: Path) -> str:
-    """What a file is that was taken for a checkpoint, and what to do; empty for what may be one. Raises OSError."""
+    """What a file is if it is no checkpoint, and what to do; empty if it may be a checkpoint. Raises OSError."""
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(_FIRST_BYTES)
@@ -112,7 +112,7 @@ def mistaken(path: Path) -> str:
 
 
 def mistaken_folder(path: Path) -> str:
-    """What a folder is that was taken for a checkpoint, and what to do."""
+    """What a folder given as a checkpoint is, and what to do."""
     name = next((name for mark, name in _FOLDERS if (path / mark).exists()), "")
     if name:
         return f"{name}, whose layers cannot be taken apart; {_EXPORT}"
@@ -120,7 +120,7 @@ def mistaken_folder(path: Path) -> str:
 
 
 def _zipped(path: Path) -> str:
-    """What a zip archive holds that torch.save did not write; empty for what it may have written."""
+    """What a zip archive is if torch.save did not write it; empty if it may have."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -142,14 +142,14 @@ def _zipped(path: Path) -> str:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: a length, and a header of it in JSON. Raises OSError."""
+    """Whether a file begins like safetensors: a length, then a JSON header of that length. Raises OSError."""
     with path.open("rb") as file:
         head = file.read(10)
     return head[8:] == b'{"' and int.from_bytes(head[:8], "little") <= _SAFETENSORS_HEADER
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """The tensors of such a file, by name. Raises MissingExtra or FormatError."""
+    """The tensors of a safetensors file, by name. Raises MissingExtra or FormatError."""
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -163,9 +163,9 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def more_than_tensors(path: Path) -> str:
-    """What to say of a pickle that names other classes than those of tensors: a module, or a checkpoint with settings.
+    """The message for a pickle with classes other than those of tensors: a module, or a checkpoint with settings.
 
-    Nothing is loaded, its operations are only walked.
+    Nothing is loaded; only the pickle's operations are read.
     """
     if _begins_with_a_dictionary(path):
         return f"holds more than tensors, such as a training program's settings, and is not unpickled; {_KEEP}"
@@ -173,7 +173,7 @@ def more_than_tensors(path: Path) -> str:
 
 
 def _begins_with_a_dictionary(path: Path) -> bool:
-    """False for what is damaged, or encrypted, as well."""
+    """Whether a checkpoint's content is a dictionary; False if it is damaged or encrypted."""
     try:
         first = next((name for name in _operations(path) if name not in _OPCODES_BEFORE), "")
     except (OSError, ValueError, LookupError, RuntimeError, zipfile.BadZipFile):
@@ -182,7 +182,7 @@ def _begins_with_a_dictionary(path: Path) -> bool:
 
 
 def _operations(path: Path) -> Iterator[str]:
-    """Of the pickle that describes what a checkpoint holds, by their names."""
+    """Names of the operations in the pickle that describes a checkpoint's content."""
     with contextlib.ExitStack() as closing:
         if is_legacy(path):
             file: IO[bytes] = closing.enter_context(path.open("rb"))
@@ -198,13 +198,13 @@ def _operations(path: Path) -> Iterator[str]:
 
 
 def is_legacy(path: Path) -> bool:
-    """Whether a file begins as the checkpoints of PyTorch before 1.6, which were no zip archives. Raises OSError."""
+    """Whether a file begins like a checkpoint from PyTorch before 1.6, not a zip archive. Raises OSError."""
     with path.open("rb") as file:
         return file.read(len(_LEGACY)) == _LEGACY
 
 
 def _ends_in_a_pickle(path: Path) -> bool:
-    """Whether a checkpoint of before 1.6 is cut before its tensors. Nothing is loaded, its pickles are only walked."""
+    """Whether a checkpoint from before 1.6 is cut short before its tensors. Only the pickles' operations are read."""
     with path.open("rb") as file:
         try:
             for _ in range(_LEGACY_PICKLES):
@@ -216,7 +216,7 @@ def _ends_in_a_pickle(path: Path) -> bool:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file ends like a zip archive, except one that is a part of several. Raises OSError."""
+    """Whether a file ends like a zip archive that is not one of several parts. Raises OSError."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
@@ -224,7 +224,7 @@ def is_zip(path: Path) -> bool:
 
 
 def unwrapped(content: dict[str, Any]) -> Any:
-    """The state_dict in a checkpoint: the wrappers of training programs, DataParallel and torch.compile are off."""
+    """The state_dict in a checkpoint, without the wrappers of training programs, DataParallel and torch.compile."""
     state: Any = content
     while isinstance(state, dict) and (field := wrapper(state)) is not None:
         state = state[field]
@@ -238,7 +238,7 @@ def _all_begin(state: Any, prefix: str) -> bool:
 
 
 def wrapper(content: dict[str, Any]) -> str | None:
-    """In which field of a checkpoint its weights stand; None when they stand at the top, or in one of several."""
+    """The field of a checkpoint that holds its weights; None if they are at the top, or if several fields qualify."""
     if known := next((field for field in _WRAPPERS if isinstance(content.get(field), dict)), None):
         return known
     if any(isinstance(value, torch.Tensor) for value in content.values()):
@@ -248,7 +248,7 @@ def wrapper(content: dict[str, Any]) -> str | None:
 
 
 def _is_state(content: dict[Any, Any]) -> bool:
-    """Whether these are a module's tensors by their names."""
+    """Whether this is a dictionary of a module's tensors by name."""
     return (
         bool(content)
         and all(isinstance(name, str) for name in content)

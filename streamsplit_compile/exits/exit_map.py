@@ -1,12 +1,12 @@
 """An exit in torch: from an activation to the embedding that the whole encoder makes.
 
-    layout = exit_layout(cut)                     # None where the cut's activation can have none
+    layout = exit_layout(cut)                     # None if the cut's activation cannot have one
     block = ExitMap(layout, rank=64, dim=384, unit=True)
     block(activations)                            # (n, d)
 
-An activation is seen as an image (channels, rows, columns): of a log-mel the rows are frequencies, the columns times.
-Of each channel in each of a few bands of rows the mean and the deviation over time are taken. What is behind is linear,
-in two layers with few values between them, so that the file stays small.
+An activation is treated as an image (channels, rows, columns): a log-mel's rows are frequencies, its columns times. The
+rows are divided into a few bands, and each channel's mean and deviation over time are taken in each band. Two linear
+layers follow, with few values between them so that the file stays small.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from runtime_edge.formats.manifest import Cut
 from streamsplit_compile.bottleneck.block import Layout, padded_image
 
 RANK = 64
-"""Values between the two layers, at most."""
+"""The most values between the two layers."""
 LEAST_BANDS = 8
-"""Of rows, where there are as many."""
+"""The fewest bands of rows, unless there are fewer rows."""
 FEATURES = 1024
-"""More bands, up to so many statistics."""
+"""The number of statistics up to which more bands are used."""
 MOST_FEATURES = 4096
 _EPSILON = 1e-6
-"""Keeps the root of a variance near 0 from growing rounding errors."""
+"""Keeps the root of a variance near 0 from amplifying rounding errors."""
 
 
 def exit_layout(cut: Cut) -> Layout | None:
-    """How a cut's activations are seen; None for the waveform, and for what is no image or sequence or too wide."""
+    """The layout for a cut's activations; None for the waveform, and for what is no image or sequence or too wide."""
     if cut.index == 0 or cut.shape[0] != 1 or len(cut.shape) not in (2, 3, 4) or cut.int8 is None:
         return None
     layout = Layout(cut.shape, 1 if len(cut.shape) != 3 else cut.int8.axis, (1, 1))
@@ -42,14 +42,14 @@ def exit_layout(cut: Cut) -> Layout | None:
 
 
 def bands_of(layout: Layout) -> int:
-    """In how many bands of rows statistics are taken."""
+    """The number of bands of rows in which statistics are taken."""
     channels, rows, columns = layout.image
     fitting = FEATURES // (channels * _kinds(columns))
     return min(rows, max(LEAST_BANDS, fitting))
 
 
 def features_of(layout: Layout) -> int:
-    """How many statistics there are."""
+    """The number of statistics."""
     channels, _, columns = layout.image
     return channels * bands_of(layout) * _kinds(columns)
 
@@ -70,7 +70,7 @@ class ExitMap(nn.Module):
         self.outer = nn.Linear(rank, dim)
 
     def statistics(self, activations: Tensor) -> Tensor:
-        """(n, features) of activations (n, ...)."""
+        """The statistics (n, features) of activations (n, ...)."""
         image = padded_image(self.layout, activations)
         mean = image.mean(3)
         found = [mean @ self.bands]
@@ -80,12 +80,12 @@ class ExitMap(nn.Module):
         return torch.cat(found, 1).flatten(1)
 
     def from_statistics(self, statistics: Tensor) -> Tensor:
-        """Embeddings (n, d) of statistics (n, features)."""
+        """Embeddings (n, d) from statistics (n, features)."""
         found: Tensor = self.outer(self.inner(statistics))
         return functional.normalize(found, dim=1) if self.unit else found
 
     def forward(self, activations: Tensor) -> Tensor:
-        """Embeddings (n, d) of activations (n, ...)."""
+        """Embeddings (n, d) from activations (n, ...)."""
         return self.from_statistics(self.statistics(activations))
 
     @property
@@ -95,7 +95,7 @@ class ExitMap(nn.Module):
         return 2 * values + self.inner.weight.numel() + self.outer.weight.numel()
 
     def to_bytes(self) -> bytes:
-        """The weights with their layout, as arrays of NumPy; deterministic."""
+        """The weights with their layout, as NumPy arrays; deterministic."""
         arrays = {name: value.detach().numpy().astype("<f4") for name, value in self.state_dict().items()}
         written = io.BytesIO()
         np.savez(written, layout=np.array([self.layout.axis, self.unit], "<i4"), **arrays)
@@ -103,7 +103,7 @@ class ExitMap(nn.Module):
 
 
 def read_exit(data: bytes, cut: Cut, where: str) -> ExitMap:
-    """The exit that `to_bytes` wrote, for activations of the cut. Raises BundleError."""
+    """Read an exit that `to_bytes` wrote for activations of this cut. Raises BundleError."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             arrays = {name: np.asarray(stored[name]) for name in stored.files}
@@ -119,5 +119,5 @@ def read_exit(data: bytes, cut: Cut, where: str) -> ExitMap:
 
 
 def _kinds(columns: int) -> int:
-    """Statistics of each band: mean and deviation, or of single values the mean alone."""
+    """Number of statistics for each band: mean and deviation, or only the mean if there is a single column."""
     return 2 if columns > 1 else 1

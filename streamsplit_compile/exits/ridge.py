@@ -9,16 +9,16 @@ from streamsplit_compile.bottleneck.block import Layout
 from streamsplit_compile.exits.exit_map import RANK, ExitMap
 
 PENALTY = 256.0
-"""Of the weights; with as many windows a statistic of unit variance has half the weight that it would have without."""
+"""Penalty on the weights; with as many windows, it halves the weight of a statistic of unit variance."""
 _FLAT = 1e-6
 _UNIT = 1e-3
-"""How far norms may be from 1 for embeddings to count as unit vectors."""
+"""How far norms may differ from 1 for embeddings to count as unit vectors."""
 
 
 def basis_of(embeddings: Tensor) -> Tensor:
-    """The first principal components (d, at most RANK) of embeddings (n, d), which every exit's second layer is.
+    """The first principal components (d, at most RANK) of embeddings (n, d): the second layer of every exit.
 
-    The largest value of each is positive, so that they are the same every time.
+    The largest value of each component is made positive, so that every fit gives the same components.
     """
     centred = embeddings.double() - embeddings.double().mean(0)
     chosen: Tensor = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, : min(RANK, len(embeddings))]
@@ -28,7 +28,7 @@ def basis_of(embeddings: Tensor) -> Tensor:
 
 
 def fit_exit(layout: Layout, statistics: Tensor, embeddings: Tensor, basis: Tensor) -> ExitMap:
-    """The exit whose embeddings come nearest to (n, d) ones, from (n, features) statistics of the same windows."""
+    """Fit the exit that comes closest to embeddings (n, d) from statistics (n, features) of the same windows."""
     block = ExitMap(layout, basis.shape[1], embeddings.shape[1], is_unit(embeddings))
     x, y = statistics.double(), embeddings.double()
     mean, scale, centre = x.mean(0), x.std(0, correction=0).clamp_min(_FLAT), y.mean(0)
@@ -42,9 +42,9 @@ def fit_exit(layout: Layout, statistics: Tensor, embeddings: Tensor, basis: Tens
 
 
 def ridge(x: Tensor, y: Tensor, strength: float) -> Tensor:
-    """Weights (features, m) from (n, features) to (n, m), float64, that minimise `|x W - y|^2 + strength |W|^2`.
+    """Weights (features, m), float64, from x (n, features) to y (n, m) that minimise `|x W - y|^2 + strength |W|^2`.
 
-    Of two equal forms it takes the one with the smaller matrix.
+    Of two equivalent forms it solves the one with the smaller matrix.
     """
     small = min(x.shape)
     penalty = strength * torch.eye(small, dtype=torch.float64)

@@ -1,1 +1,1 @@
-"""A segment to an ONNX or TFLite file."""
+"""Lowers a segment to an ONNX or TFLite file."""

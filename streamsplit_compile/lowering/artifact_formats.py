@@ -1,7 +1,7 @@
-"""One way to lower a block, whatever the format: what `ssc compile --formats --precision` goes through.
+"""One interface to lower a block in any format, for `ssc compile --formats --precision`.
 
     lowered = lower("tflite", segment, cut.shape, tensors)             # kept graph and float32 file
-    data = reweight("tflite", lowered.kept, new_tensors)               # the same with new weights
+    data = reweight("tflite", lowered.kept, new_tensors)               # a file with new weights
     small = to_precision("tflite", data, "int8", activations)
 
 A format's libraries are imported when it is first asked for.
@@ -24,25 +24,25 @@ from streamsplit_compile.lowering import onnx_lowering
 
 Format = Literal["onnx", "tflite"]
 Precision = Literal["fp32", "fp16", "int8", "auto"]
-"""`auto` is int8 with the blocks in float32 that int8 would cost too much."""
+"""`auto` is int8, except for blocks in float32 that would lose too much in int8."""
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 FORMATS: tuple[Format, ...] = ("onnx", "tflite")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "auto")
 _CONVERTING = threading.Lock()
-"""Blocks get their weights side by side; a converter is not made for that."""
+"""Blocks are reweighted in parallel, but a converter is not safe to run in parallel."""
 INPUT, OUTPUT = onnx_lowering.INPUT, onnx_lowering.OUTPUT
-"""Names of a block's ends, in every format."""
+"""Names of a block's input and output, in every format."""
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A block in float32."""
+    """A lowered block in float32."""
 
     kept: bytes
     """The graph without weights."""
     model: bytes
-    """The file a device runs."""
+    """The file that a device runs."""
 
 
 def variant_name(format_name: Format, precision: Precision) -> str:
@@ -58,17 +58,17 @@ def lower(
     metadata: Mapping[str, str] | None = None,
     keep_norms: bool = False,
 ) -> Lowered:
-    """A segment for one activation of `shape` (batch axis 1).
+    """Lower a segment for one activation of `shape` (batch axis 1).
 
-    `metadata` and `keep_norms` are ONNX's alone: the TFLite converter folds norms in any case. Raises MissingExtra,
-    or UsageError when the format has no way to say what the segment does.
+    Only ONNX uses `metadata` and `keep_norms`: the TFLite converter always folds norms. Raises MissingExtra, or
+    UsageError when the format cannot express the segment.
     """
     kept = _lowering(format_name).keep_graph(segment, shape, tensors.keys())
     return Lowered(kept, reweight(format_name, kept, tensors, metadata, keep_norms, (segment, shape)))
 
 
 def parameter_names(format_name: Format, kept: bytes) -> list[str]:
-    """Names of the tensors a kept graph needs. Raises FormatError."""
+    """Names of the tensors that a kept graph needs. Raises FormatError."""
     names: list[str] = _lowering(format_name).parameter_names(kept)
     return names
 
@@ -84,7 +84,7 @@ def reweight(
     """The float32 file of a kept graph with new weights.
 
     `source` is the segment and its shape, for the few TFLite graphs that must be converted again. Raises KeyError
-    when a tensor is missing, UsageError when the source is needed and not there, FormatError when tensors have
+    when a tensor is missing, UsageError when the source is needed but not given, FormatError when tensors have
     another shape.
     """
     if format_name == "onnx":
@@ -103,10 +103,10 @@ def reweight(
 def to_precision(
     format_name: Format, model: bytes, precision: Precision, activations: npt.NDArray[np.float32] | None = None
 ) -> bytes:
-    """A float32 file in another precision; the same bytes where there is nothing to gain.
+    """A float32 file in another precision; the same bytes if there is nothing to gain.
 
-    `activations` (windows, *shape) come into the block on calibration audio; int8 needs them, and so
-    does `auto`, which starts from it. Raises UsageError.
+    `activations` (windows, *shape) are the block's input on calibration audio; int8 needs them, and so does `auto`,
+    which starts from int8. Raises UsageError.
     """
     if precision == "fp32":
         return model

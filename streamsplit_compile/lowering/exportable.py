@@ -1,6 +1,6 @@
-"""Rewrites constructs that exporters fail on; the function stays the same to the bit.
+"""Rewrites constructs that exporters fail on; results stay bit-identical.
 
-exportable(segment)     a copy, or the segment itself where nothing is in the way
+exportable(segment)     a rewritten copy, or the segment itself if nothing needs rewriting
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 
 def exportable(segment: fx.GraphModule) -> fx.GraphModule:
-    """A segment that shares the given one's tensors and that exporters can lower."""
+    """A segment that exporters can lower and that shares the given one's tensors."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     attention = any(node.target is aten.scaled_dot_product_attention.default for node in segment.graph.nodes)
@@ -28,7 +28,7 @@ def exportable(segment: fx.GraphModule) -> fx.GraphModule:
         elif attention and node.target is aten.view.default:
             copy.target = aten.reshape.default
         elif node.target is aten.scaled_dot_product_attention.default:
-            # Broken down, attention has its result in another layout than in one piece, and views of it are no more.
+            # Decomposed attention returns another memory layout than the fused one, on which later views would fail.
             copies[node] = graph.call_function(aten.clone.default, (copy,), {"memory_format": torch.contiguous_format})
             copies[node].meta = dict(copy.meta)
             changed = True

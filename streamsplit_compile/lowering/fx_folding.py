@@ -1,9 +1,9 @@
 """Exact folding on a segment's ATen graph, so that no arithmetic on weights is left for a converter.
 
-    fold(segment)     the same function: batch norms are in the convolution before them, the affine part of a layer
-                      norm in the linear layers behind it, a hard sigmoid's offset in the bias before it
+    fold(segment)     the same function, with batch norms folded into the convolution before them, the affine part of a
+                      layer norm into the linear layers after it, and a hard sigmoid's offset into the bias before it
 
-Everything added depends on parameters alone (`weight_program` takes it out) and is worked out in float64.
+All added nodes depend on parameters alone (`weight_program` takes them out) and are computed in float64.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def fold(segment: fx.GraphModule) -> fx.GraphModule:
 
 
 class _Folder:
-    """A copy of a graph and which of its values depend on parameters alone."""
+    """A copy of a graph, which knows what values depend on parameters alone."""
 
     def __init__(self, source: fx.Graph) -> None:
         self.graph = fx.Graph()
         self._fixed: set[fx.Node] = set()
         copies: dict[fx.Node, fx.Node] = {}
-        # Parameters first: what is folded may come after what it is folded into.
+        # Parameters first: a folded node may come after the node that it is folded into.
         for node in sorted(source.nodes, key=lambda node: node.op != "get_attr"):
             copy = copies[node] = self.graph.node_copy(node, copies.__getitem__)
             inputs = copy.all_input_nodes
@@ -60,7 +60,7 @@ class _Folder:
                 self._fixed.add(copy)
 
     def batch_norm(self, norm: fx.Node) -> None:
-        """Y = scale * (conv(x) - mean) / sqrt(var + eps) + bias; a product and a sum where there is no conv."""
+        """Y = scale * (conv(x) - mean) / sqrt(var + eps) + bias; a product and a sum if there is no convolution."""
         before, scale, bias, mean, variance = norm.args[:5]
         if not self._known(scale, bias, mean, variance):
             return
@@ -118,7 +118,7 @@ class _Folder:
         _replace(norm, affine)
 
     def _is_own_layer(self, node: fx.Node, kinds: tuple[Any, ...]) -> bool:
-        """Whether a node is a layer of parameters whose result nobody else reads."""
+        """Whether a node is a layer with parameters whose result has only this one reader."""
         return node.target in kinds and len(node.users) == 1 and self._known(*node.args[1:3])
 
     def _known(self, *values: Any) -> bool:
@@ -130,7 +130,7 @@ class _Folder:
         return node
 
     def _along(self, vector: fx.Node, like: Any, axis: int) -> fx.Node:
-        """(C,) broadcast against `like`, whose `axis` holds the channels."""
+        """`vector` (C,) shaped to broadcast against `like`, whose `axis` holds the channels."""
         shape = [1] * like.meta["val"].dim()
         shape[axis] = -1
         return self._work_out(aten.reshape.default, vector, shape)
@@ -151,7 +151,7 @@ def _bias(layer: fx.Node) -> Any:
 
 
 def _replace(node: fx.Node, result: fx.Node) -> None:
-    """Put a result where a node stood; it follows the same module."""
+    """Replace a node by a result, which then follows the same module."""
     result.meta = {**node.meta, **result.meta}
     node.replace_all_uses_with(result)
     node.graph.erase_node(node)

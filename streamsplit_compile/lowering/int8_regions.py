@@ -1,8 +1,8 @@
 """Decides which operations of a block run in int8, in any format.
 
-Layers with weights do, and so does what stands strictly between them. Everything else stays in float32: a power
-spectrum in front of its logarithm spans more decades than 256 steps can hold, and so do the squares and square
-roots of a norm.
+Layers with weights run in int8, and so do operations strictly between them. Everything else stays in float32: a power
+spectrum before its logarithm spans more decades than 256 steps can represent, and so do the squares and square roots
+of a norm.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enum import Enum, auto
 
 
 class Kind(Enum):
-    """How an operation takes to int8."""
+    """How an operation behaves in int8."""
 
     LAYER = auto()
     """It has weights: a convolution or a matrix product."""
@@ -26,7 +26,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation and the names of the activations it reads and writes (constants left out)."""
+    """An operation, with the names of the activations that it reads and writes (without constants)."""
 
     kind: Kind
     inputs: tuple[str, ...]
@@ -34,7 +34,7 @@ class Operation:
 
 
 def int8_operations(operations: Sequence[Operation], block_input: str, block_output: str) -> set[int]:
-    """Indices of the operations that run in int8; empty when the block has no layer to gain from it."""
+    """Indices of the operations that run in int8; empty if the block has no layer that gains from it."""
     makers = {name: index for index, operation in enumerate(operations) for name in operation.outputs}
     readers: dict[str, list[int]] = {}
     for index, operation in enumerate(operations):
@@ -66,7 +66,7 @@ def int8_operations(operations: Sequence[Operation], block_input: str, block_out
 
 
 def operations_before_log(operations: Sequence[Operation]) -> set[int]:
-    """Indices of the logarithms and of everything that they are computed from."""
+    """Indices of the logarithms and of all operations that they are computed from."""
     makers = {name: index for index, operation in enumerate(operations) for name in operation.outputs}
     return _ancestors(operations, makers)
 

@@ -1,4 +1,4 @@
-"""Exact folding on an ONNX graph that has its weights: constants, and batch norms into the convolution before."""
+"""Exact folding on an ONNX graph with its weights: of constants, and of batch norms into the convolution before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_FOLDED_BYTES = 64 << 20
 
 
 def fold(graph: onnx.GraphProto, weights: Mapping[str, Array], norms: bool = True) -> None:
-    """Write weights into a graph and fold in place; the function it computes stays the same up to rounding."""
+    """Write weights into a graph and fold it in place; it computes the same function up to rounding."""
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer} | dict(weights)
     _fold_constants(graph, values)
     if norms:
@@ -72,9 +72,9 @@ def _fold_batch_norms(graph: onnx.GraphProto, values: dict[str, Array]) -> None:
         factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
         weight = values[conv.input[1]]
         before = values[conv.input[2]] if len(conv.input) > 2 else 0.0
-        folded = np.empty_like(weight)  # reckoned in float64, without as large an array of it
+        folded = np.empty_like(weight)  # computed in float64, without a float64 array of that size
         np.multiply(weight, factor.reshape(-1, *[1] * (weight.ndim - 1)), out=folded, casting="same_kind")
-        # Named after the convolution's result: its weight may be shared with another one, as may the norm.
+        # Named after the convolution's result, because the weight and the norm may be shared with other convolutions.
         names = [f"{conv.output[0]}.folded_weight", f"{conv.output[0]}.folded_bias"]
         shift = (bias + (before - mean) * factor).astype(weight.dtype)
         values.update(zip(names, (folded, shift), strict=True))

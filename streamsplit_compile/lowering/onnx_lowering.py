@@ -1,6 +1,6 @@
-"""A segment to ONNX in two steps: a kept graph whose parameters are inputs, then one file with weights written in.
+"""Lowers a segment to ONNX in two steps: a kept graph whose parameters are inputs, then a file with the weights.
 
-Keeping the graph apart from the weights is what makes a recompile cheap: nothing is traced, exported or simplified
+Because the graph is kept apart from the weights, a recompile is cheap: nothing is traced, exported or simplified
 again. The simplifier never sees a weight, so the kept graph cannot depend on one.
 """
 
@@ -35,8 +35,9 @@ Array = npt.NDArray[np.generic]
 def keep_graph(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Collection[str]) -> bytes:
     """Export a segment for one window; its tensors named in `parameters` become graph inputs under their names.
 
-    `shape` is the activation's, with a batch axis of 1. Other tensors (a front end's fixed matrices) stay in as
-    constants. Returns a serialised ONNX model without weights. Raises UsageError naming the node that ONNX cannot say.
+    `shape` is the activation's, with a batch axis of 1. Other tensors (a front end's fixed matrices) stay in the graph
+    as constants. Returns a serialised ONNX model without weights. Raises UsageError naming a node that ONNX cannot
+    express.
     """
     refuse_projected_lstm(segment)
     try:
@@ -83,11 +84,11 @@ def write_weights(
     metadata: Mapping[str, str],
     keep_norms: bool = False,
 ) -> bytes:
-    """Write tensors into a kept graph and fold what is exact (constants; batch norms into convolutions).
+    """Write tensors into a kept graph and fold exactly: constants, and batch norms into convolutions.
 
     `keep_norms` leaves normalisation layers as they are, so that their affine parameters stay separate tensors.
-    Raises KeyError when a tensor is missing, FormatError naming one of another shape or type, or when the kept graph is
-    damaged. Returns the deterministic bytes of the ONNX file.
+    Raises KeyError when a tensor is missing, FormatError naming a tensor of another shape or type, or when the kept
+    graph is damaged. Returns the deterministic bytes of the ONNX file.
     """
     model = _decode(kept_graph)
     graph = model.graph
@@ -113,7 +114,7 @@ def _decode(kept_graph: bytes) -> onnx.ModelProto:
 def _weight(value: onnx.ValueInfoProto, tensors: Mapping[str, Array]) -> Array:
     tensor = np.asarray(tensors[value.name], order="C")
     if np.iscomplexobj(tensor):
-        # ONNX has real and imaginary parts along a last axis.
+        # ONNX stores real and imaginary parts along a last axis.
         tensor = np.stack([tensor.real, tensor.imag], -1)
     wanted = value.type.tensor_type
     dtype, shape = helper.tensor_dtype_to_np_dtype(wanted.elem_type), [size.dim_value for size in wanted.shape.dim]
@@ -126,7 +127,7 @@ def _weight(value: onnx.ValueInfoProto, tensors: Mapping[str, Array]) -> Array:
 
 
 def _rename_ends(model: onnx.ModelProto) -> None:
-    """Call the activation that comes in `input` and the one that goes out `output`."""
+    """Rename the graph's input to `input` and its output to `output`."""
     graph = model.graph
     (activation,) = [value for value in graph.input if value.name not in {t.name for t in graph.initializer}]
     (result,) = graph.output
@@ -169,7 +170,7 @@ def _strip_provenance(model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters print progress and warn about themselves; neither is for the user of a compiler."""
+    """Silence the exporters: their progress and their warnings are not for the compiler's user."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

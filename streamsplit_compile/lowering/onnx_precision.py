@@ -1,4 +1,4 @@
-"""An ONNX block in float32 to one with float16 weights, or to static int8. Both keep float32 ends."""
+"""Converts a float32 ONNX block to float16 weights or to static int8. Inputs and outputs stay float32."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BETWEEN = {
 def to_fp16_weights(model_bytes: bytes) -> bytes:
     """The block with its weight matrices and kernels stored as float16 and cast to float32 before use.
 
-    Activations, biases and norms stay float32, and so does what a logarithm is computed from (a front end's
+    Activations, biases and norms stay float32, and so do weights that a logarithm is computed from (a front end's
     transform) and any tensor with a value beyond float16's range.
     """
     model = onnx.load_from_string(model_bytes)
@@ -52,8 +52,8 @@ def to_fp16_weights(model_bytes: bytes) -> bytes:
 def to_int8(model_bytes: bytes, activations: npt.NDArray[np.float32]) -> bytes:
     """The block as static QDQ: int8 weights by channel, int8 activations by tensor, ranges as seen in calibration.
 
-    `activations` is (windows, *shape), what comes into the block. A block without layers to quantise is returned
-    as it is. Raises UsageError without activations.
+    `activations` (windows, *shape) are the block's input. A block without layers to quantise is returned unchanged.
+    Raises UsageError without activations.
     """
     if not len(activations):
         raise UsageError("int8 needs calibration windows")

@@ -1,10 +1,10 @@
 """Fourier transforms as real convolutions and products, for formats without complex numbers.
 
-    real_spectra(segment)     the same function, or the segment itself where it has no transform
-    odd_spectra(segment)      the same only where a transform's length is no power of two
+    real_spectra(segment)     the same function, or the segment itself if it has no transform
+    odd_spectra(segment)      the same, but only if a transform's length is not a power of two
 
-A complex value becomes two real ones. Short-time transforms are strided convolutions with the window times a fixed
-basis, others a product with one; bases are worked out in float64.
+A complex value becomes two real ones. Short-time transforms become strided convolutions with a fixed basis times the
+window, others a product with a basis; bases are computed in float64.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SAME_ON_BOTH = (
 
 
 def real_spectra(segment: fx.GraphModule) -> fx.GraphModule:
-    """A copy without complex values that shares the segment's tensors. Raises UsageError for what has no real form."""
+    """A copy without complex values that shares the segment's tensors. Raises UsageError if it has no real form."""
     if not any(_is_complex(node) for node in segment.graph.nodes):
         return segment
     writer = _Writer(segment)
@@ -45,9 +45,9 @@ def real_spectra(segment: fx.GraphModule) -> fx.GraphModule:
 
 
 def odd_spectra(segment: fx.GraphModule) -> fx.GraphModule:
-    """`real_spectra` of a segment with a transform whose length is no power of two; others stay as they are.
+    """`real_spectra` of a segment with a transform whose length is not a power of two; other segments unchanged.
 
-    Of such lengths a runtime with transforms of its own makes several longer ones, at a hundred times the error.
+    A runtime's own transform computes such a length by several longer transforms, with a hundred times the error.
     """
     if all(size & (size - 1) == 0 for size in map(_length, segment.graph.nodes)):
         return segment
@@ -58,7 +58,7 @@ def odd_spectra(segment: fx.GraphModule) -> fx.GraphModule:
 
 
 def _length(node: fx.Node) -> int:
-    """Of the transform that a node is; 0 for others."""
+    """Length of a node's transform; 0 if the node is none."""
     if node.target not in _TRANSFORMS:
         return 0
     source: Any = node.args[0]
@@ -81,7 +81,7 @@ class _Writer:
         self._pairs: dict[fx.Node, Pair] = {}
 
     def write(self, node: fx.Node) -> None:
-        """Copy a node, or write what stands for it."""
+        """Copy a node, or write its real replacement."""
         if not _is_complex(node) and not any(used in self._pairs for used in node.all_input_nodes):
             self._real[node] = self.graph.node_copy(node, self._real.__getitem__)
         elif node.target in _TRANSFORMS:
@@ -167,12 +167,12 @@ class _Writer:
         return self._call(aten.atan2.default, pair[1], pair[0])
 
     def conjugate(self, node: fx.Node) -> Pair:
-        """The imaginary part negative."""
+        """Negate the imaginary part."""
         real, imaginary = self._pair(node.args[0])
         return real, self._call(aten.neg.default, imaginary)
 
     def unchanged(self, node: fx.Node) -> Pair:
-        """What torch writes for its own bookkeeping."""
+        """Keep the value: torch uses the node only for its own bookkeeping."""
         return self._pair(node.args[0])
 
     def product(self, node: fx.Node) -> Pair:
@@ -213,7 +213,7 @@ class _Writer:
 
 def _basis(size: int, bins: int) -> torch.Tensor:
     """(2 * bins, size) float64: cosines, then negative sines."""
-    # Whole turns are taken off first, so that angles are exact.
+    # Whole turns are removed first, so that angles are exact.
     turns = torch.outer(torch.arange(bins), torch.arange(size)).remainder(size).double() * (2 * torch.pi / size)
     return torch.cat([turns.cos(), -turns.sin()])
 

@@ -1,4 +1,4 @@
-"""An exporter's error in one line that names the line of the user's code."""
+"""Turns an exporter's error into one line that names the line of the user's code."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _OPERATOR = re.compile(r"OpOverload\(op='\w+\.(\w+)'")
 _WITHOUT_FORM = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 _SUMMARY = re.compile(r"## Exception summary\s+(?:<class '[\w.]+'>: )?(.+)")
 _SHORT_NAME = 4
-"""Names of operators up to this length (add, mul) are parts of too many others."""
+"""Operator names up to this length (add, mul) occur in too many other names."""
 _NOISE = re.compile(r"\x1b\[\d+m|Failed to \w+ the \w+ graph.*|This is step.*|- Create an .*")
 
 
 def refusal(exporter: str, exc: Exception, segment: fx.GraphModule) -> UsageError:
-    """The error to raise in place of one of an exporter's, which failed at a segment."""
+    """The error to raise instead of an exporter's error for a segment."""
     texts = [str(error).strip() for error in _causes(exc)]
     node = _named_node(texts, segment)
     reason = next(filter(None, map(_reason, texts)), type(exc).__name__)
@@ -43,7 +43,7 @@ def refuse_projected_lstm(segment: fx.GraphModule) -> None:
 
 
 def _causes(exc: BaseException) -> list[BaseException]:
-    """The error and what led to it, the first cause first."""
+    """The error and its causes, the first cause first."""
     chain = [exc]
     while (cause := chain[0].__cause__ or chain[0].__context__) is not None:
         chain.insert(0, cause)
@@ -60,7 +60,7 @@ def _named_node(texts: list[str], segment: fx.GraphModule) -> fx.Node | None:
 
 
 def _is_part(operator: str, node: fx.Node) -> bool:
-    """Whether a node is an operator, or one that was broken down into it and lends it its name."""
+    """Whether a node is this operator, or one that was decomposed into it and whose name is part of the operator's."""
     whole = getattr(getattr(node.target, "_schema", None), "name", "").removeprefix("aten::")
     return operator in str(node.target) or (len(whole) > _SHORT_NAME and whole in operator)
 

@@ -1,4 +1,4 @@
-"""A torch module to TFLite bytes. The one file that imports litert-torch."""
+"""Converts a torch module to TFLite bytes. The only file that imports litert-torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def convert(body: fx.GraphModule, shape: tuple[int, ...]) -> bytes:
     """The TFLite flatbuffer of a module for one float32 activation of `shape` (batch axis 1).
 
     Its signature has one input `input` and one output `output` in the module's own layout; the same module gives
-    the same bytes. Raises MissingExtra, or UsageError when TFLite has no way to say what the module does.
+    the same bytes. Raises MissingExtra, or UsageError when TFLite cannot express the module.
     """
     with quiet():
         library = _library()
@@ -31,7 +31,7 @@ def convert(body: fx.GraphModule, shape: tuple[int, ...]) -> bytes:
 
 
 def _signature(body: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose ends have their names and whose nodes know the module they came from and nothing else."""
+    """A copy with the signature's names for input and output, whose nodes keep only the module they came from."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in body.graph.nodes:
@@ -53,7 +53,7 @@ def _module(node: fx.Node) -> str:
 
 
 def _library() -> Any:
-    # Both are read when the library is first imported.
+    # The library reads both variables when it is first imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
     try:

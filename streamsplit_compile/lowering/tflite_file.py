@@ -1,4 +1,4 @@
-"""Reads what the compiler needs from a TFLite flatbuffer. The compiler's one file that imports ai-edge-litert."""
+"""Reads graphs and constants from a TFLite flatbuffer. The compiler's only file that imports ai-edge-litert."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TfliteConstant:
 
 @dataclass(frozen=True)
 class TfliteNode:
-    """An operation: its builtin code's name and the tensors it reads and writes, by index."""
+    """An operation: the name of its builtin code, and the indices of the tensors that it reads and writes."""
 
     code: str
     inputs: tuple[int, ...]
@@ -46,9 +46,9 @@ class TfliteGraph:
 
     nodes: tuple[TfliteNode, ...]
     names: tuple[str, ...]
-    """Of the tensors."""
+    """Names of the tensors."""
     constants: frozenset[int]
-    """Tensors whose values are in the file."""
+    """Indices of the tensors whose values are in the file."""
     input: int
     output: int
 

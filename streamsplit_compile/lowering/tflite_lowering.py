@@ -1,12 +1,12 @@
-"""A segment to TFLite in two steps: a kept graph without weights, then one file with weights written in.
+"""Lowers a segment to TFLite in two steps: a kept graph without weights, then a file with the weights.
 
     kept = keep_graph(segment, cut.shape, tensors.keys())     # seconds: litert-torch converts
     data = write_weights(kept, tensors)                       # milliseconds: arrays are copied
 
-The converter rearranges weights (transposes, reshapes, shares), so where a weight went is found out by asking: it
-is run once on weights whose every element is its own number. `fx_folding` leaves it no arithmetic to do on them, so
-each converted constant is a strided view of one finished array. That the result is the segment is then checked by
-running both.
+The converter rearranges weights (transposes, reshapes, shares them). To find out where each weight went, it is run once
+on weights in which every element is a different number. `fx_folding` leaves it no arithmetic on weights, so each
+converted constant is a strided view of one finished array. Running both then checks that the result computes what the
+segment does.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class ConstantPiece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     position: int
     """Byte offset in the flatbuffer."""
     result: int
-    """Which array of the weight program."""
+    """Index of the weight program's array."""
     first: int
-    """Element of the flattened array that comes first."""
+    """Index in the flattened array of the first element."""
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    """In elements of the flattened array."""
+    """Strides in elements of the flattened array."""
 
     def of(self, array: Array) -> Array:
-        """The piece of a finished array. Raises ValueError when it would reach outside."""
+        """The piece, taken from a finished array. Raises ValueError when it would reach outside."""
         flat = np.ascontiguousarray(array).reshape(-1)
         reach = [stride * (size - 1) for stride, size in zip(self.strides, self.shape, strict=True)]
         low = self.first + sum(min(step, 0) for step in reach)
@@ -81,11 +81,11 @@ class KeptTfliteGraph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def keep_graph(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Collection[str]) -> bytes:
-    """Convert a segment for one window, keeping its tensors named in `parameters` out; deterministic bytes.
+    """Convert a segment for one window without its tensors named in `parameters`; deterministic bytes.
 
-    `shape` is the activation's, with a batch axis of 1. When the converter did arithmetic on the weights, new ones
-    need a conversion of their own: `needs_conversion` tells, `lower` does it. Raises MissingExtra, or UsageError
-    when TFLite has no way to say what the segment does.
+    `shape` is the activation's, with a batch axis of 1. If the converter did arithmetic on the weights, new weights
+    need a new conversion: `needs_conversion` says so, `lower` does it. Raises MissingExtra, or UsageError when TFLite
+    cannot express the segment.
     """
     body, program = separate(fold(real_spectra(exportable(segment))), parameters)
     unwritable = msgspec.msgpack.encode(KeptTfliteGraph(program, [], 0, b""))
@@ -105,17 +105,17 @@ def keep_graph(segment: fx.GraphModule, shape: tuple[int, ...], parameters: Coll
 
 
 def needs_conversion(kept_graph: bytes) -> bool:
-    """Whether weights cannot be written into this kept graph, only converted with `lower`. Raises FormatError."""
+    """Whether new weights cannot be written into this kept graph but need `lower`. Raises FormatError."""
     return not _decode(kept_graph).model
 
 
 def parameter_names(kept_graph: bytes) -> list[str]:
-    """Names of the tensors that a kept graph's segment needs. Raises FormatError."""
+    """Names of the tensors that a kept graph needs. Raises FormatError."""
     return [parameter.name for parameter in _decode(kept_graph).program.parameters]
 
 
 def write_weights(kept_graph: bytes, tensors: Mapping[str, Array]) -> bytes:
-    """Write tensors into a kept graph; the bytes of the TFLite file.
+    """Write tensors into a kept graph; returns the bytes of the TFLite file.
 
     Raises KeyError when a tensor is missing, FormatError when it has another shape, the kept graph is damaged or it
     `needs_conversion`.
@@ -139,19 +139,19 @@ def write_weights(kept_graph: bytes, tensors: Mapping[str, Array]) -> bytes:
 
 
 def lower(segment: fx.GraphModule, shape: tuple[int, ...], tensors: Mapping[str, Array]) -> bytes:
-    """Convert a segment with these tensors in place of its own; for graphs that need it.
+    """Convert a segment with these tensors instead of its own, for graphs that need a new conversion.
 
     Raises MissingExtra or UsageError as `keep_graph` does, KeyError when a tensor is missing.
     """
     body, program = separate(fold(real_spectra(exportable(segment))), tensors.keys())
     for index, array in enumerate(program.run(tensors)):
-        # A copy: torch.export takes two views of one array for the same.
+        # A copy: torch.export treats two views of one array as the same tensor.
         body.register_buffer(f"weight_{index}", torch.from_numpy(array.copy()))
     return convert(body, shape)
 
 
 def _number(body: fx.GraphModule, count: int) -> list[int] | None:
-    """Number the elements of all weights; the size of each, or None when they cannot be numbered."""
+    """Number the elements of all weights; returns the size of each weight, or None if they cannot be numbered."""
     sizes = []
     position = _FIRST
     for index in range(count):
@@ -166,7 +166,7 @@ def _number(body: fx.GraphModule, count: int) -> list[int] | None:
 
 
 def _find_pieces(model: bytearray, sizes: Sequence[int]) -> list[ConstantPiece]:
-    """The constants of a model converted with numbered weights that are strided views of one of them."""
+    """Find the constants that are strided views of one numbered weight in a model converted with such weights."""
     ends = np.cumsum(sizes)
     pieces = {}
     for constant in float_constants(model):
@@ -191,11 +191,11 @@ def _find_pieces(model: bytearray, sizes: Sequence[int]) -> list[ConstantPiece]:
 def _is_faithful(kept: bytes, segment: fx.GraphModule, shape: tuple[int, ...]) -> bool:
     """Whether the kept graph with the segment's weights computes what the segment does.
 
-    A converter that added a constant to a weight would leave no trace in the numbers.
+    The numbers would not show that a converter has added a constant to a weight.
     """
     names = parameter_names(kept)
     model = write_weights(kept, {name: operator.attrgetter(name)(segment).detach().numpy() for name in names})
-    # Positive, so that a segment that starts at a power spectrum is defined on it.
+    # Positive values, for a segment whose input is a power spectrum.
     activation = np.random.default_rng(0).uniform(0.1, 1.0, shape).astype(np.float32)
     with torch.no_grad():
         expected = segment(torch.from_numpy(activation)).numpy()

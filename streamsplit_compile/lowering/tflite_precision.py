@@ -1,6 +1,6 @@
-"""A TFLite block in float32 to one with float16 weights, or to static int8. Both keep float32 ends.
+"""Converts a float32 TFLite block to float16 weights or to static int8. Inputs and outputs stay float32.
 
-The one file that imports ai-edge-quantizer.
+The only file that imports ai-edge-quantizer.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _FP16 = {
 def to_fp16_weights(model: bytes) -> bytes:
     """The block with the weights of its layers stored as float16 and dequantised to float32 before use.
 
-    Activations and biases stay float32, and so does a layer that a logarithm is computed from (a front end's
-    transform) or that has a weight beyond float16's range.
+    Activations and biases stay float32, and so do layers that a logarithm is computed from (a front end's transform)
+    or that have a weight beyond float16's range.
     """
     graph = read_graph(model)
     operations = _operations(graph)
@@ -64,8 +64,8 @@ def to_fp16_weights(model: bytes) -> bytes:
 def to_int8(model: bytes, activations: npt.NDArray[np.float32]) -> bytes:
     """The block in static int8: weights by channel, activations by tensor, ranges as seen in calibration.
 
-    `activations` is (windows, *shape), what comes into the block. A block without layers to quantise is returned
-    as it is. Raises UsageError without activations.
+    `activations` (windows, *shape) are the block's input. A block without layers to quantise is returned unchanged.
+    Raises UsageError without activations.
     """
     if not len(activations):
         raise UsageError("int8 needs calibration windows")

@@ -1,10 +1,11 @@
 """The part of a segment that depends on its parameters alone, as a small program that is plain data.
 
     body, program = separate(fold(segment), names)
-    values = program.run(tensors)        # what the rest of the segment needs, from new weights of the same graph
+    values = program.run(tensors)        # the arrays that `body` needs, from new weights of the same graph
 
-Whatever the encoder does to a weight before it meets data (a folded norm, a weight norm, a gathered position bias)
-is a step of the program; what is left of the segment sees finished arrays only, so a converter has little to fold.
+Everything the encoder does to a weight before it is combined with data (a folded norm, a weight norm, a gathered
+position bias) is a step of the program; the rest of the segment sees only finished arrays, so a converter has little to
+fold.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class ProgramStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WeightProgram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Named parameters in, finished arrays out. Values: parameters, then constants, then one for each step."""
+    """Computes finished arrays from named parameters. Values are numbered: parameters, then constants, then steps."""
 
     parameters: list[Parameter]
     constants: list[ProgramConstant]
@@ -77,9 +78,9 @@ class WeightProgram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def separate(segment: fx.GraphModule, parameters: Collection[str]) -> tuple[fx.GraphModule, WeightProgram]:
-    """Take out of a segment what depends on the tensors named in `parameters` and on nothing else but constants.
+    """Take out of a segment everything that depends only on the tensors named in `parameters` and on constants.
 
-    Returns the rest, whose buffers `weight_<i>` stand for result i, and the program that works them out.
+    Returns the rest, whose buffer `weight_<i>` stands for result i, and the program that computes the results.
     """
     body = fx.Graph()
     root = torch.nn.Module()
@@ -95,14 +96,14 @@ def separate(segment: fx.GraphModule, parameters: Collection[str]) -> tuple[fx.G
                 copies[used] = body.get_attr(name)
         copies[node] = body.node_copy(node, copies.__getitem__)
         if node.op == "get_attr":
-            # A graph of its own, as torch.export makes of what was written under no_grad.
+            # A nested graph, which torch.export makes of code under no_grad.
             root.register_module(str(node.target), segment.get_submodule(str(node.target)))
     body.lint()
     return fx.GraphModule(root, body), builder.program()
 
 
 class _Builder:
-    """Sorts nodes into those that never meet data, and writes the program of the parameters among them."""
+    """Finds the nodes that do not depend on data, and writes the program for those that depend on parameters."""
 
     def __init__(self, segment: fx.GraphModule, parameters: Collection[str]) -> None:
         self._segment, self._names = segment, parameters
@@ -112,7 +113,7 @@ class _Builder:
         self._constants = 0
 
     def claim(self, node: fx.Node) -> bool:
-        """Evaluate a node that depends on no data; False for one that does."""
+        """Evaluate a node if it does not depend on data; returns False if it does."""
         if node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(self._segment)
             if not isinstance(value, torch.Tensor):
@@ -133,7 +134,7 @@ class _Builder:
         return True
 
     def finish(self, node: fx.Node) -> tuple[str, torch.Tensor]:
-        """Name and value of a node that data meets."""
+        """Buffer name and value of a node that the rest of the segment reads."""
         if not self._depends[node]:
             self._constants += 1
             return f"constant_{self._constants - 1}", self._known[node].clone(memory_format=torch.contiguous_format)
@@ -141,7 +142,7 @@ class _Builder:
         return f"weight_{len(self._results) - 1}", self._known[node].clone(memory_format=torch.contiguous_format)
 
     def program(self) -> WeightProgram:
-        """The steps from parameters to results; constants are worked out here."""
+        """The steps from parameters to results; constants are evaluated already."""
         needed = _ancestors(self._results, self._depends)
         inputs = [node for node in needed if node.op == "get_attr" and self._depends[node]]
         fixed = [node for node in needed if not self._depends[node]]
@@ -156,7 +157,7 @@ class _Builder:
 
 
 def _ancestors(results: Sequence[fx.Node], depends: Mapping[fx.Node, bool]) -> list[fx.Node]:
-    """What the results need, in graph order, not looking behind constants."""
+    """The nodes that the results need, in graph order; a constant's own inputs are not followed."""
     needed: set[fx.Node] = set()
     pending = list(results)
     while pending:
@@ -227,5 +228,5 @@ def _constant(value: torch.Tensor) -> ProgramConstant:
 
 
 def _tensor(array: Array) -> torch.Tensor:
-    """A tensor on the array's memory where torch can have it (it takes neither read-only nor odd strides)."""
+    """A tensor that shares the array's memory if torch allows it (not if it is read-only or has odd strides)."""
     return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else np.array(array))

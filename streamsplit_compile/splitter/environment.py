@@ -1,6 +1,6 @@
-"""The splitter's environment: every action of a bundle on a target, in every window of some traces.
+"""The splitter's environment: the outcome of every action of a bundle on a target, in every window of some traces.
 
-The arithmetic of one action in one window is in `runtime_edge.policy.reward`. Arrays have shape
+The arithmetic for one action in one window is in `runtime_edge.policy.reward`. Arrays have shape
 (trace, window, action), float64.
 """
 
@@ -27,7 +27,7 @@ RULE_FULL_MBPS = 8.0
 
 @dataclass(frozen=True)
 class Environment:
-    """Actions in cut order, `local` last, with the uplink's costs, the reward and the caps."""
+    """Actions in cut order with `local` last, the costs of the uplink, the reward and the caps."""
 
     actions: tuple[ActionCosts, ...]
     uplink: Uplink
@@ -48,12 +48,12 @@ class Environment:
 
     @property
     def digest(self) -> str:
-        """`sha256:<hex>` over the costs, not the reward."""
+        """`sha256:<hex>` over the costs, without the reward."""
         return costs_digest(self.actions, self.uplink)
 
     @property
     def bytes(self) -> Array:
-        """Of each action, shape (action,)."""
+        """Bytes shipped by each action, shape (action,)."""
         return np.array([action.bytes for action in self.actions], np.float64)
 
 
@@ -62,16 +62,16 @@ class ActionOutcomes:
     """The outcome of every action in every window, each of shape (trace, window, action)."""
 
     latency_ms: Array
-    """Of two answers their mean, weighted as the reward says."""
+    """If there are two answers, their mean, weighted as in the reward."""
     energy_mj: Array
     quality: Array
     """Agreement, without the learning value."""
     reward: Array
-    """With what the caps charge."""
+    """The reward, less the prices of the caps."""
     first_ms: Array
-    """Until the first answer."""
+    """Time until the first answer."""
     final_ms: Array
-    """Until the last one."""
+    """Time until the last answer."""
 
 
 def environment_for(
@@ -81,10 +81,10 @@ def environment_for(
     limits: Limits | None = None,
     hop_s: float = 0.5,
 ) -> Environment:
-    """The environment of these actions over this radio, less those the privacy floor or the memory cap forbid.
+    """The environment of these actions over this radio, without those the privacy floor or the memory cap forbid.
 
-    Of a bottleneck's widths those stay that no other action beats. Of more actions than a table may have the useful
-    ones stay, or as many of them as it may have, evenly spread.
+    A bottleneck's width is kept only if no other action beats it. If there are more actions than a table may have, only
+    useful ones are kept, or as many of them as it may have, evenly spread.
 
     Raises UsageError for actions that make no sense, or when a cap leaves none.
     """
@@ -103,7 +103,7 @@ def environment_for(
 
 
 def _few(actions: tuple[ActionCosts, ...]) -> tuple[ActionCosts, ...]:
-    """At most MAX_ACTIONS, the first and the last always among them."""
+    """At most MAX_ACTIONS of the actions, always including the first and the last."""
     if len(actions) <= MAX_ACTIONS:
         return actions
     ends = (actions[0], actions[-1])
@@ -113,7 +113,7 @@ def _few(actions: tuple[ActionCosts, ...]) -> tuple[ActionCosts, ...]:
 
 
 def _beats(one: ActionCosts, other: ActionCosts) -> bool:
-    """Whether an action that teaches as much costs no more of anything, and less of something."""
+    """Whether `one` teaches the server as much as `other` and is no worse in anything and better in something."""
     if (one.answer == "exit") != (other.answer == "exit"):
         return False  # an earlier answer, or a better one: which counts for more depends on the link
     costs, others = (
@@ -128,7 +128,7 @@ def environment_of(table: SplitterTable) -> Environment:
 
 
 def with_local(environment: Environment) -> Environment:
-    """The same with the action `local`: everything on the device, nothing shipped."""
+    """The same environment with the action `local`: everything on the device, nothing shipped."""
     if environment.actions[-1].name == LOCAL:
         return environment
     last = whole(environment.actions)
@@ -162,7 +162,7 @@ def simulate(environment: Environment, traces: Traces) -> ActionOutcomes:
 def heuristic_rule(environment: Environment, cpu: Array, bandwidth_mbps: Array) -> npt.NDArray[np.int64]:
     """The baseline `k = clip(floor(L (0.6 (1 - R) + 0.4 B_norm)), 1, L - 1)` as actions, shaped as its arguments.
 
-    L is the number of blocks; B_norm is the bandwidth over 8 Mbit/s, at most 1. It knows nothing of bottlenecks.
+    L is the number of blocks; B_norm is the bandwidth over 8 Mbit/s, at most 1. The rule ignores bottlenecks.
     """
     plain = np.array([index for index, action in enumerate(environment.actions) if action.name == action.cut != LOCAL])
     blocks = len(plain) - 1

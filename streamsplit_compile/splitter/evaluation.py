@@ -1,4 +1,4 @@
-"""How good a table is on some traces: against fixed cuts, the heuristic rule, and the exact optimum."""
+"""Evaluates a table on traces and compares it with fixed cuts, the heuristic rule, and the exact optimum."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from streamsplit_compile.splitter.qlearning import estimate_model, value_iterati
 from streamsplit_compile.splitter.traces import Traces, observe
 
 LATE_SHARE = 0.05
-"""Windows that may be later than a cap on the 95th percentile."""
+"""Share of windows that may exceed a cap on the 95th percentile."""
 
 
 @dataclass(frozen=True)
 class Consequences:
-    """What a policy does to the windows of some traces, on average."""
+    """A policy's results on the windows of some traces, on average."""
 
     reward: float
     agreement: float
@@ -38,18 +38,18 @@ class Consequences:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A table on traces, and what it is compared with."""
+    """The results of a table on traces, and of the policies that it is compared with."""
 
     table: Consequences
-    """With the table's hysteresis; bytes include exploration, the rest does not."""
+    """Played with the table's hysteresis; only the bytes include exploration."""
     fixed: dict[str, Consequences]
-    """Always the same action."""
+    """Policies that always take the same action, by its name."""
     rule: Consequences
     """The heuristic rule."""
     optimum: Consequences
     """The best policy on the same bins, by value iteration on these very traces."""
     device_only: Consequences
-    """Everything on the device, nothing shipped: the server learns nothing, whatever the reward says."""
+    """Everything on the device, nothing shipped, so the server learns nothing, whatever the reward says."""
     alpha: float
 
     @property
@@ -61,14 +61,14 @@ class Evaluation:
     def regret(self) -> float:
         """(optimum - reward) / (optimum - best fixed): 0 is optimal, 1 no better than the best fixed action.
 
-        Where hardly anything can be gained over the best fixed action, the loss is measured against 1 % of what
-        full agreement is worth (alpha).
+        If almost nothing can be gained over the best fixed action, the loss is measured against 1 % of the value of
+        full agreement (alpha).
         """
         room = self.optimum.reward - self.fixed[self.best_fixed].reward
         return (self.optimum.reward - self.table.reward) / max(room, 0.01 * self.alpha, 1e-9)
 
     def metrics(self) -> dict[str, float]:
-        """The numbers a table file carries, rounded."""
+        """The numbers stored in a table file, rounded."""
         values = {
             **vars(self.table),
             "best_fixed": self.fixed[self.best_fixed].reward,
@@ -80,7 +80,7 @@ class Evaluation:
 
 
 def evaluate(table: SplitterTable, traces: Traces, environment: Environment | None = None) -> Evaluation:
-    """Play a table and what it is compared with, on the environment it was trained on or on another of its actions."""
+    """Play a table and the policies it is compared with, in its own environment or in another one with its actions."""
     environment = environment if environment is not None else environment_of(table)
     observed = observe(traces)
     outcome = simulate(environment, traces)
@@ -109,7 +109,7 @@ def evaluate(table: SplitterTable, traces: Traces, environment: Environment | No
 def consequences(
     environment: Environment, outcome: ActionOutcomes, chosen: Actions, extra_bytes: Array | float = 0.0
 ) -> Consequences:
-    """What taking `chosen` (trace, window) does."""
+    """The results of taking the actions `chosen` (trace, window)."""
     latency = taken(outcome.latency_ms, chosen)
     minutes = chosen.size * environment.hop_s / 60
     return Consequences(

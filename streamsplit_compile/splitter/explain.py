@@ -13,7 +13,7 @@ UNITS = {"bandwidth_mbps": "Mbit/s", "rtt_ms": "ms", "temperature_c": "°C"}
 
 
 def with_unit(variable: str, value: float) -> str:
-    """A state variable's value as people read it; shares of 1 have no unit."""
+    """A state variable's value for people; shares of 1 have no unit."""
     return f"{value:g} {UNITS[variable]}" if variable in UNITS else f"{value:g}"
 
 
@@ -35,22 +35,22 @@ class TurningPoint:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One state of one table."""
+    """The explanation of a table's choice in one state."""
 
     state: dict[str, float]
     row: int
     chosen: str
     q: dict[str, float]
-    """By action: the mean over all windows of this row's bins, discounted."""
+    """Discounted value by action: the mean over all windows in this row's bins."""
     terms: dict[str, RewardTerms]
-    """By action, in exactly this state."""
+    """The reward's terms by action, in exactly this state."""
     turns: list[TurningPoint]
     margin: float
     """How much better another action must be before a device changes."""
 
 
 def explain(table: SplitterTable, state: Mapping[str, float]) -> Explanation:
-    """Explain a choice; hysteresis and dwell aside. Raises UsageError for a state that is not whole."""
+    """Explain a choice without hysteresis and dwell. Raises UsageError for an incomplete state."""
     names = {*(axis.name for axis in table.state), *Conditions._fields}
     missing, unknown = sorted(names - set(state)), sorted(set(state) - names)
     if missing or unknown:
@@ -74,7 +74,7 @@ def explain(table: SplitterTable, state: Mapping[str, float]) -> Explanation:
 
 
 def _turns(table: SplitterTable, state: Mapping[str, float]) -> list[TurningPoint]:
-    """For every state variable the nearest edge, upwards and downwards, behind which the choice is another one."""
+    """For every state variable the nearest edge above and below at which the choice changes."""
     chosen = table.policy[table.lookup(state)]
     turns = []
     for axis in table.state:

@@ -1,7 +1,7 @@
 """Turns hard caps on bytes and latency into prices: the smallest multipliers with which the best policy keeps the caps.
 
-A price on bytes and one on late windows are found by bisection on the mean outcomes of every table row; the learner
-then maximises the reward less the prices. Privacy floor and memory need none: actions beyond them are left out.
+The prices of bytes and of late windows are found by bisection on the mean outcomes of every table row; the learner then
+maximises the reward less the prices. Privacy floor and memory need no price: actions beyond them are left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HALVINGS = 30
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Means of every row's windows, (row, action), and how often each row comes, (row,)."""
+    """Means over every row's windows, (row, action), and how often each row occurs, (row,)."""
 
     share: Array
     reward: Array
@@ -36,9 +36,9 @@ class _Rows:
 
 
 def priced(environment: Environment, traces: Traces, rows: Actions, n_rows: int, strictness: float) -> Environment:
-    """The environment with the prices that keep its caps on these traces, each cap first multiplied by `strictness`.
+    """The environment with prices that keep its caps on these traces, each cap first multiplied by `strictness`.
 
-    Raises CheckFailed when no choice of cuts can keep them.
+    Raises CheckFailed when no choice of cuts can keep the caps.
     """
     limits = environment.limits
     if limits.mb_per_hour is None and limits.latency_p95_ms is None:
@@ -48,7 +48,7 @@ def priced(environment: Environment, traces: Traces, rows: Actions, n_rows: int,
     late = 1.0 if limits.latency_p95_ms is None else LATE_SHARE
     _check_possible(limits, means, kilobytes, late, environment.hop_s)
     byte_price = late_price = 0.0
-    for _ in range(_ROUNDS):  # each price moves what the other one has to do
+    for _ in range(_ROUNDS):  # each price changes what the other one has to achieve
         byte_price = _smallest(lambda p: _spent(means, p, late_price)[0] <= kilobytes * strictness)  # noqa: B023
         late_price = _smallest(lambda p: _spent(means, byte_price, p)[1] <= late * strictness)  # noqa: B023
     limits = msgspec.structs.replace(limits, price_per_kb=round(byte_price, 6), price_late=round(late_price, 6))
@@ -56,7 +56,7 @@ def priced(environment: Environment, traces: Traces, rows: Actions, n_rows: int,
 
 
 def broken_limits(limits: Limits, found: Consequences) -> list[str]:
-    """What a policy does beyond the caps, one phrase each."""
+    """The caps that a policy exceeds, one phrase for each."""
     broken = []
     if limits.mb_per_hour is not None and found.mb_per_hour > limits.mb_per_hour:
         broken.append(f"{found.mb_per_hour:.2f} MB/h, the cap is {limits.mb_per_hour:g}")
@@ -78,7 +78,7 @@ def _means(environment: Environment, outcome: ActionOutcomes, rows: Actions, n_r
 
 
 def _spent(means: _Rows, byte_price: float, late_price: float) -> tuple[float, float]:
-    """Kilobytes of a window and share of late windows under the best policy at these prices."""
+    """Kilobytes per window and share of late windows, under the best policy at these prices."""
     value = means.reward - byte_price * means.kilobytes - late_price * means.late
     best = value.argmax(1)
     every = np.arange(len(best))
@@ -86,7 +86,7 @@ def _spent(means: _Rows, byte_price: float, late_price: float) -> tuple[float, f
 
 
 def _smallest(holds: Callable[[float], bool]) -> float:
-    """The smallest price, to many digits, for which something monotone holds; the highest one when none does."""
+    """The smallest price, to many digits, for which a monotone condition holds; the highest price if none does."""
     if holds(0.0):
         return 0.0
     low, high = 1e-4, _HIGHEST_PRICE
@@ -109,7 +109,7 @@ def _check_possible(limits: Limits, means: _Rows, kilobytes: float, late: float,
         )
     spent = _spent(means, 0.0, _HIGHEST_PRICE)
     if spent[1] <= late < _spent(means, _smallest(lambda p: _spent(means, p, 0.0)[0] <= kilobytes), 0.0)[1]:
-        # Each cap can be kept alone; together only if some mixture of prices keeps both.
+        # Each cap can be kept alone; both together only if some mixture of prices keeps both.
         both = any(
             _spent(means, p, _HIGHEST_PRICE)[0] <= kilobytes and _spent(means, p, _HIGHEST_PRICE)[1] <= late
             for p in np.geomspace(1e-3, _HIGHEST_PRICE, 60)

@@ -1,4 +1,4 @@
-"""Merges what devices have learnt into a table (`runtime_edge.policy.online_learner`)."""
+"""Merges values that devices have learnt into a table (`runtime_edge.policy.online_learner`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.formats.records.table_values import as_stored, q_rows
 
 SHIPPED_VISITS = 20.0
-"""What a shipped value weighs against the devices' visits."""
+"""The weight of the table's own value, in visits of devices."""
 
 _Place = tuple[int, int]
 """Row and action."""
@@ -23,11 +23,11 @@ _Told = tuple[int, float]
 
 
 def merge(table: SplitterTable, records: Sequence[Learnt], created_by: str = "ssc splitter merge") -> SplitterTable:
-    """The table with each value moved by its devices' corrections, each weighing as much as its visits.
+    """The table with each value moved by the devices' corrections, weighted by their visits.
 
-    A device's visits cannot be verified. They count at most as often as those of the median of all devices to the
-    same value, or as `SHIPPED_VISITS` where that is more. Raises TableError for records of another table, UsageError
-    when there are none.
+    A device's visits cannot be verified, so they count at most as much as the median of all devices' visits to the same
+    value, or as `SHIPPED_VISITS` if that is more. Raises TableError for records of another table, UsageError when there
+    are no records.
     """
     if not records:
         raise UsageError("no learnt values to merge: run devices with --learn, or name a file with --learnt")
@@ -52,7 +52,7 @@ def merge(table: SplitterTable, records: Sequence[Learnt], created_by: str = "ss
 
 
 def _by_place(record: Learnt) -> dict[_Place, _Told]:
-    """Visits and mean correction by row and action; a record may name one several times."""
+    """Visits and mean correction by row and action; a record may name the same pair several times."""
     found: dict[_Place, _Told] = {}
     for row, action, correction, visits in record.cells:
         before, mean = found.get((row, action), (0, 0.0))

@@ -17,7 +17,7 @@ Actions = npt.NDArray[np.int64]
 
 
 def rows_of(observed: Mapping[str, Array], axes: tuple[StateAxis, ...]) -> Actions:
-    """Table row of every window, (trace, window); the same as `SplitterTable.lookup` for each."""
+    """Table row of every window, (trace, window), as `SplitterTable.lookup` finds it."""
     rows = np.zeros(observed[axes[0].name].shape, np.int64)
     for axis in axes:
         rows = rows * (len(axis.edges) + 1) + np.digitize(observed[axis.name], axis.edges)
@@ -25,11 +25,11 @@ def rows_of(observed: Mapping[str, Array], axes: tuple[StateAxis, ...]) -> Actio
 
 
 def play(table: SplitterTable, observed: Mapping[str, Array]) -> Actions:
-    """`Splitter`, vectorised: the action in every window, (trace, window), without exploration."""
+    """A vectorised `Splitter`: the action in every window, (trace, window), without exploration."""
     q = np.asarray(table.q)
     values = [observed[axis.name] for axis in table.state]
     kept = [tuple(np.asarray(side) for side in bounds(axis, table.dead_band)) for axis in table.state]
-    # An axis that does not end a dwell can never move far enough.
+    # An axis that cannot end a dwell gets an unreachable number of bins.
     enough = np.array([move_bins(a) if a.name in BREAKS_DWELL else 1 << 30 for a in table.state])
     traces, windows = values[0].shape
     every = np.arange(traces)
@@ -67,7 +67,7 @@ def play(table: SplitterTable, observed: Mapping[str, Array]) -> Actions:
 
 
 def exploration_bytes(table: SplitterTable, chosen: Actions, bandwidth_mbps: Array) -> Array:
-    """Bytes that exploration adds to every window on average, (trace, window)."""
+    """Mean bytes that exploration adds to every window, (trace, window)."""
     sizes = np.asarray(table.action_bytes, np.float64)
     room = bandwidth_mbps * BYTES_PER_MS * table.reward.t_max_ms
     total, count = np.zeros(chosen.shape), np.zeros(chosen.shape)
@@ -81,5 +81,5 @@ def exploration_bytes(table: SplitterTable, chosen: Actions, bandwidth_mbps: Arr
 
 
 def taken(values: Array, actions: npt.NDArray[Any]) -> Array:
-    """Values (trace, window, action) where the actions (trace, window) lead."""
+    """Values (trace, window, action) at the actions (trace, window)."""
     return np.asarray(np.take_along_axis(values, actions[..., None], 2)[..., 0], np.float64)

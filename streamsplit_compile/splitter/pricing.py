@@ -1,4 +1,4 @@
-"""What each cut costs on each target, and the default splitter tables made from it."""
+"""Costs of each cut on each target, and the default splitter tables made from them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SERVER_TARGET = "x86-64"
 SERVER_OVERHEAD_MS = 3.0
 """Broker, batching and reply on the server, measured on a 2-core machine (docs/benchmarks.md)."""
 EXIT_MS = 0.2
-"""Of running so small a graph at all, on a Raspberry Pi 4, estimated: five times what an x86-64 core takes."""
+"""Fixed time to run a graph as small as an exit on a Raspberry Pi 4, estimated as five times that of an x86-64 core."""
 VALUE_US = 1.5
-"""Of coding one value of a latent on a Raspberry Pi 4, estimated: five times and a half what an x86-64 core takes."""
+"""Time to code one value of a latent on a Raspberry Pi 4, estimated as 5.5 times that of an x86-64 core."""
 
 
 def price(
@@ -40,11 +40,11 @@ def price(
     link: str = DEFAULT_LINK,
     measured: Profile | None = None,
 ) -> tuple[Manifest, dict[str, SplitterTable]]:
-    """Add costs for each target to the manifest, predicted or measured; returns it and the tables by their path.
+    """Add costs for each target to the manifest, predicted or measured; returns it and the tables by path.
 
-    A target runs, in float32, the one of the bundle's formats that it is fastest with: it names them in that order.
-    A device computes a front end that the manifest describes by FFT; the server runs every block.
-    Raises UsageError when what was measured is of no target here, or of other blocks.
+    A target is priced in float32 with the fastest of the bundle's formats, by the order in the target's file. A device
+    computes a front end that the manifest describes by FFT; the server runs every block. Raises UsageError when the
+    measurements are of none of these targets, or of other blocks.
     """
     if measured is not None and measured.target not in [target.name for target in targets]:
         raise UsageError(f"the profile is of {measured.target}; the targets are {', '.join(t.name for t in targets)}")
@@ -80,7 +80,7 @@ def price(
 
 
 def table_for(manifest: Manifest, target: Target, link: str, seed: int, created_by: str) -> SplitterTable:
-    """The table of a priced bundle on one of its targets, with all defaults, and the radio of a link."""
+    """The default table of a priced bundle on one of its targets, with the radio of a link."""
     info = manifest.info
     actions, radio = bundle_actions(manifest, target.name), radio_on(target, link)
     return train_table(
@@ -105,7 +105,7 @@ def server_ms(work: BlockWork) -> float:
 
 
 def bundle_actions(manifest: Manifest, target: str, profile: Profile | None = None) -> list[ActionCosts]:
-    """The actions of a compiled bundle on one of its targets, with a profile's times where there is one.
+    """The actions of a compiled bundle on one of its targets, with a profile's times if one is given.
 
     Raises UsageError when the bundle was not compiled for the target or the profile is of other blocks.
     """
@@ -125,7 +125,7 @@ def bundle_actions(manifest: Manifest, target: str, profile: Profile | None = No
         answered = [priced, *(width_costs(priced, bottleneck, cost, macs) if bottleneck else ())]
         early = manifest.exit(action.cut)
         exits = [exit_costs(one, early, cost, macs) for one in answered if early]
-        # A second answer that is worse than the first is no revision.
+        # There is no point in a second answer that is worse than the first.
         actions += [*answered, *(one for one in exits if np.mean(one.quality) >= np.mean(one.exit_quality or ()))]
     return actions
 
@@ -136,17 +136,17 @@ def whole_macs(manifest: Manifest) -> int:
 
 
 def bottleneck_ms(bottleneck: BottleneckInfo, cost: TargetCost, macs: int) -> float:
-    """What the encoder of a bottleneck takes: as many multiply-adds take as much in the whole one, which has `macs`."""
+    """Time for a bottleneck's encoder, at the whole encoder's time per multiply-add; the whole encoder has `macs`."""
     return sum(cost.block_ms) * bottleneck.macs / max(macs, 1)
 
 
 def exit_ms(early: ExitInfo, cost: TargetCost, macs: int) -> float:
-    """What an exit takes: the same, and EXIT_MS."""
+    """Time for an exit: as for a bottleneck's encoder, plus EXIT_MS."""
     return EXIT_MS + sum(cost.block_ms) * early.macs / max(macs, 1)
 
 
 def mj_of(ms: float, cost: TargetCost) -> float:
-    """Energy of computing for so long as blocks do."""
+    """Energy of computing for `ms` at the mean power of the blocks."""
     return ms * sum(cost.block_mj) / max(sum(cost.block_ms), 1e-9)
 
 
@@ -162,7 +162,7 @@ def _check_blocks(profile: Profile, manifest: Manifest) -> None:
 
 
 def prefix_memory_mb(manifest: Manifest, cost: TargetCost) -> list[float]:
-    """Memory each cut's prefix works in: the weights of its blocks and the largest activations, MB (1e6 bytes)."""
+    """Memory of each cut's prefix: the weights of its blocks and the largest activations, MB (1e6 bytes)."""
     weights = [manifest.variant(block, cost.variant).bytes for block in manifest.info.blocks]
     return [
         round((sum(weights[: cut.index]) + max(cost.block_peak_bytes[: cut.index], default=0)) / 1e6, 3)
@@ -171,7 +171,7 @@ def prefix_memory_mb(manifest: Manifest, cost: TargetCost) -> list[float]:
 
 
 def measured_cost(cost: TargetCost, profile: Profile) -> TargetCost:
-    """A target's costs with measured times; energy is a meter's, or follows at the target's power."""
+    """A target's costs with measured times; energy is measured too, or follows from the target's power."""
     energy = profile.block_mj or [
         mj * measured / predicted if predicted else mj
         for mj, measured, predicted in zip(cost.block_mj, profile.block_ms, cost.block_ms, strict=True)
@@ -191,7 +191,7 @@ def action_costs(
 ) -> list[ActionCosts]:
     """One action for each cut, with the encoding a device uses there by default.
 
-    Quality is that of the variant's parity by uncertainty, where it was measured; else the cut's median agreement.
+    Quality is the agreement by uncertainty in the variant's parity if it was measured, else the cut's median agreement.
     """
     actions = []
     for cut in cuts:
@@ -214,7 +214,7 @@ def action_costs(
 
 
 def width_costs(plain: ActionCosts, bottleneck: BottleneckInfo, cost: TargetCost, macs: int) -> list[ActionCosts]:
-    """One action for each width of a cut's bottleneck, from that of its activation as it is."""
+    """One action for each width of a cut's bottleneck, derived from the action that ships its full activation."""
     actions = []
     for width in bottleneck.widths:
         ms = bottleneck_ms(bottleneck, cost, macs) + width.width * bottleneck.positions * VALUE_US / 1000
@@ -234,7 +234,7 @@ def width_costs(plain: ActionCosts, bottleneck: BottleneckInfo, cost: TargetCost
 
 
 def exit_costs(answered: ActionCosts, early: ExitInfo, cost: TargetCost, macs: int) -> ActionCosts:
-    """The action of a cut whose exit answers before the server does."""
+    """The action of a cut at which the exit answers before the server does."""
     ms = exit_ms(early, cost, macs)
     near = early.agreement[cost.variant]
     return msgspec.structs.replace(

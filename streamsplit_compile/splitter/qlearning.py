@@ -1,7 +1,7 @@
 """Tabular Q-learning over many traces at once, and the exact optimum to check it against.
 
-States come from the traces alone: what the device does changes neither its link nor its load, so the next
-state does not depend on the action and the same traces serve every policy.
+States come from the traces alone: the device's choices change neither its link nor its load, so the next state does not
+depend on the action, and the same traces serve every policy.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class QLearningConfig:
     """Settings of Q-learning."""
 
     gamma: float = 0.5
-    """Discount. Actions do not change the state, so it moves no optimum; a high one only adds noise."""
+    """Discount. Actions do not change the state, so it does not affect the optimum; a high one only adds noise."""
     epochs: int = 2
     """Passes over the traces."""
     min_visits: int = 5
-    """A state that comes less often counts as not visited."""
+    """A state that occurs less often counts as not visited."""
 
 
 def quantile_edges(values: Array, bins: int) -> tuple[float, ...]:
@@ -35,7 +35,7 @@ def quantile_edges(values: Array, bins: int) -> tuple[float, ...]:
 
 
 def geometric_edges(values: Array, bins: int) -> tuple[float, ...]:
-    """Edges in equal ratios between the 5 % and the 95 % quantile: for bandwidth, since delay goes with its inverse."""
+    """Edges in equal ratios between the 5 % and 95 % quantiles, for bandwidth: delay is proportional to its inverse."""
     low, high = np.quantile(values, (0.05, 0.95))
     if not 0 < low < high:
         return quantile_edges(values, bins)
@@ -48,10 +48,10 @@ def q_learning(
     """Tabular Q-learning, all traces in step.
 
     states: (trace, window). rewards: (trace, window, action). Returns Q (state, action) and visits (state,).
-    Traces say what every action would have brought in a window, so every action of a state is updated at each visit:
-    there is nothing to explore, and actions are compared on the same windows. Where several traces are in the same
-    state their targets are averaged and count as that many visits. The step size after n visits is
-    1 / (1 + (1 - gamma) n), which forgets the start as fast as it averages.
+    The reward of every action in a window is known, so every action of a state is updated at each visit: there is
+    nothing to explore, and actions are compared on the same windows. If several traces are in the same state, their
+    targets are averaged and count as that many visits. The step size after n visits is 1 / (1 + (1 - gamma) n), which
+    forgets the start as fast as it averages.
     """
     windows, actions = rewards.shape[1:]
     q, visits = np.zeros((n_states, actions)), np.zeros(n_states)
@@ -104,8 +104,8 @@ def value_iteration(transition: Array, reward: Array, gamma: float, tolerance: f
 def fill_unvisited(q: Array, visited: npt.NDArray[np.bool_], bins: Sequence[int]) -> Array:
     """Give every state that was not visited the row of the nearest one that was (fewest bins apart).
 
-    Among equally near ones the row nearest in number is taken, the lower one first. Along one axis this keeps
-    Q monotone where the visited rows are.
+    Of equally near rows the one with the closest row number is taken, the lower first. Along one axis this keeps Q
+    monotone if the visited rows are.
     """
     if visited.all() or not visited.any():
         return q

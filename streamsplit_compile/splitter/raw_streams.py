@@ -1,8 +1,8 @@
-"""The waveform as a stream in a table: the bytes of a window as PCM, FLAC or Opus, and the agreement that Opus costs.
+"""Prices the waveform as a stream in a table: bytes per window as PCM, FLAC or Opus, and the agreement lost to Opus.
 
-A device that ships the waveform as a stream (`--audio`) sends of each window what is new since the last. Bytes are
-medians over continuous audio, behind the first window. FLAC and PCM lose nothing; of Opus the embedding of what is
-heard on the other side is compared with that of the window as it was. The time of encoding is not among the costs.
+A device that ships the waveform as a stream (`--audio`) sends only the part of each window that is new since the last.
+Bytes are medians over continuous audio, after the first window. FLAC and PCM lose nothing; for Opus, the embedding of
+the decoded audio is compared with that of the original window. Encoding time is not counted.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Samples = npt.NDArray[np.float32]
 def with_stream(
     actions: Sequence[ActionCosts], bundle: Bundle, encoding: Encoding, kbps: float, waveform: Samples
 ) -> list[ActionCosts]:
-    """The same actions, the waveform's as a stream. `waveform`: (samples,) at the encoder's rate, some windows long.
+    """The same actions with the waveform as a stream. `waveform` (samples,): some windows, at the encoder's rate.
 
-    Raises UsageError for a stream that this encoder's windows cannot be, or without its library.
+    Raises UsageError if this encoder's windows cannot be sent as such a stream, or if its library is missing.
     """
     if encoding not in STREAMS:
         return list(actions)

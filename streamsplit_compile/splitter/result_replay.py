@@ -1,4 +1,4 @@
-"""Replays a device's recorded results with another table: what it would have chosen, and with what result."""
+"""Replays a device's recorded results with another table, to see what that would have chosen, with what result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_LOG_BYTES = 1 << 30
 
 
 class RecordedWindow(msgspec.Struct, frozen=True):
-    """What is needed of a result line (`ssc edge run --results`); other fields are passed over."""
+    """The fields needed from a result line (`ssc edge run --results`); others are ignored."""
 
     window: int
     cut: str
@@ -41,39 +41,39 @@ class RecordedWindow(msgspec.Struct, frozen=True):
 
     @property
     def action(self) -> str:
-        """Name of the recorded action."""
+        """The recorded action's name."""
         return action_name(self.cut, self.width, self.answer or "server")
 
 
 @dataclass(frozen=True)
 class ResultLog:
-    """What a device recorded, in the order of its windows."""
+    """A device's recording, in the order of its windows."""
 
     path: Path
     windows: list[RecordedWindow]
     lines: list[int]
-    """The line of each window in the file, from 1 on."""
+    """Line number of each window in the file, starting at 1."""
 
 
 @dataclass(frozen=True)
 class ResultReplay:
-    """A recording and a table."""
+    """A recording compared with a table's choices."""
 
     windows: int
     changed: float
-    """Share of windows for which the table chooses another cut than the device took."""
+    """Share of windows for which the table chooses another cut than the device did."""
     taken: dict[str, float]
     """Share of windows by cut, as recorded."""
     chosen: dict[str, float]
-    """The same, as the table chooses."""
+    """Share of windows by cut, as chosen by the table."""
     measured_latency_ms: float
     recorded: Consequences
-    """What the device did, by the table's costs."""
+    """Results of the device's own choices, at the table's costs."""
     table: Consequences
 
 
 def read_results(path: Path) -> ResultLog:
-    """The first answers in a file of JSON lines. Raises FormatError naming file, line and field."""
+    """Read the first answers from a file of JSON lines. Raises FormatError naming file, line and field."""
     found = []
     for number, line in enumerate(read_bounded(path, MAX_LOG_BYTES, FormatError).splitlines(), 1):
         if line.strip():
@@ -87,10 +87,10 @@ def read_results(path: Path) -> ResultLog:
 
 
 def replay(table: SplitterTable, log: ResultLog) -> ResultReplay:
-    """Play a table on what a device saw.
+    """Play a table under the conditions that a device recorded.
 
-    Raises TableError when a recorded cut is none of the table's actions (naming file and line), or when the table looks
-    at what results do not record.
+    Raises TableError when a recorded cut is none of the table's actions (naming file and line), or when the table uses
+    a state variable that results do not record.
     """
     environment = with_local(environment_of(table))
     names = [action.name for action in environment.actions]

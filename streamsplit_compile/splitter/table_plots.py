@@ -1,4 +1,4 @@
-"""Pictures of a splitter table and of its evaluation. The same numbers give the same bytes."""
+"""Draws a splitter table and its evaluation. The same numbers give the same bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CELLS = 240
 
 
 def draw_map(table: SplitterTable, rtt_ms: float, out: Path) -> None:
-    """The chosen cut over bandwidth and CPU load, one panel for each level of uncertainty."""
+    """Draw the chosen cut over bandwidth and CPU load, with one panel for each level of uncertainty."""
     bandwidth, cpu = np.geomspace(0.05, 32.0, _CELLS), np.linspace(0.0, 1.0, _CELLS // 2)
     colours = [mpl.colormaps["viridis"](x) for x in np.linspace(0.05, 0.95, len(table.costs))]
     figure = Figure(figsize=(10, 3.6), layout="constrained")
@@ -50,7 +50,7 @@ def draw_map(table: SplitterTable, rtt_ms: float, out: Path) -> None:
 
 
 def draw_evaluation(found: Evaluation, title: str, out: Path) -> None:
-    """Reward of the table beside what it is compared with, and what each ships."""
+    """Draw the reward and the shipped bytes of the table and of the policies it is compared with."""
     fixed = {f"always {name}": row for name, row in found.fixed.items()}
     rows = {
         "optimum": found.optimum,

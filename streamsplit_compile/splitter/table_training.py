@@ -1,4 +1,4 @@
-"""Training a splitter table (docs/method.md, section 6)."""
+"""Trains a splitter table (docs/method.md, section 6)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ STATE: tuple[StateName, ...] = ("uncertainty", "cpu", "bandwidth_mbps", "rtt_ms"
 GRIDS = ((5, 3, 13, 5), (4, 3, 10, 4), (4, 4, 8, 3), (3, 3, 6, 3), (3, 3, 5, 2), (2, 2, 4, 2))
 """Bins of each state variable; the first grid whose table has at most MAX_CELLS numbers is taken."""
 MAX_CELLS = 5600
-"""Of 64 KiB they take 15: a number takes 2 2/3 characters."""
+"""The most numbers in a table. At 2 2/3 characters each they take 15 KiB of the 64 KiB."""
 STEADY_S = 1.0
-"""A cut is kept this long unless link or load change."""
+"""How long a cut is kept unless link or load change."""
 _MANY_ACTIONS = 8
 _STRICTER = (0.94, 0.9, 0.85, 0.75, 0.6)
-"""Shares of a cap to aim at, one after the other until the held-out traces keep the cap itself."""
+"""Shares of a cap to aim for, tried in order until the held-out traces keep the cap itself."""
 
 
 @dataclass(frozen=True)
@@ -43,29 +43,29 @@ class TableOptions:
 
     seed: int = 0
     bins: tuple[StateAxis, ...] = ()
-    """State variables with their edges, instead of or beside the four usual ones, whose edges are the traces'
-    quantiles; one without edges is left out of account."""
+    """State variables with their edges, which replace or add to the four usual ones with edges at the traces'
+    quantiles; a variable without edges is not used."""
     learning: QLearningConfig = field(default_factory=QLearningConfig)
     hysteresis: float = 0.02
     dead_band: float = 0.1
     exploration: float = 0.02
     ship: ShipThresholds | None = None
-    """Which windows devices keep although an action ships them; None for none."""
+    """Thresholds by which devices keep windows that an action would ship; None to ship all."""
     created_by: str = "ssc splitter train"
 
 
 def default_traces(seed: int, actions: int = 1) -> Traces:
     """The traces that a table is trained on by default: all families, and outages twice.
 
-    A frame that meets an outage costs more than a thousand others gain over the best fixed cut: a device that lives
-    with outages, and whose table cannot know it, must not lose by it. A table of many actions has few rows: a quarter
-    of the traces is enough for them, and takes a fifth of the time.
+    A frame lost to an outage costs more than a thousand others gain over the best fixed cut, so a device whose link has
+    outages must not do worse with a table that cannot know about them. A table of many actions has few rows, for which
+    a quarter of the traces is enough and takes a fifth of the time.
     """
     return family_traces((*FAMILIES, "outages"), 512 if actions <= _MANY_ACTIONS else 128, 480, seed)
 
 
 def default_held_out(seed: int) -> Traces:
-    """The same families, from seeds that nothing is trained on."""
+    """Traces of the same families, from seeds that nothing is trained on."""
     return family_traces(tuple(FAMILIES), 32, 480, seed + HELD_OUT)
 
 
@@ -82,8 +82,8 @@ def train_table(
 ) -> SplitterTable:
     """Learn a table by Q-learning on traces and measure it on others.
 
-    cut_names: all cuts of the bundle whose manifest has the digest `bundle`. The same arguments give the same bytes.
-    Raises TableError when the actions do not fit the cuts or the table is too large, CheckFailed when the caps
+    `cut_names` are all cuts of the bundle whose manifest has the digest `bundle`. The same arguments give the same
+    bytes. Raises TableError when the actions do not fit the cuts or the table is too large, CheckFailed when the caps
     cannot be kept.
     """
     options = options if options is not None else TableOptions()
@@ -149,7 +149,7 @@ def _table(
 def _learn(
     environment: Environment, traces: Traces, rows: Actions, axes: Sequence[StateAxis], options: TableOptions
 ) -> Array:
-    """Q of every row, (state, action), rounded to what a table file holds."""
+    """Q of every row, (state, action), rounded as in a table file."""
     bins = [len(axis.edges) + 1 for axis in axes]
     rewards = simulate(environment, traces).reward
     q, visits = q_learning(rows, rewards, math.prod(bins), options.learning)

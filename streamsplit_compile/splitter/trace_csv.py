@@ -1,11 +1,11 @@
-"""Recorded traces: CSV files with a line for each moment something was measured.
+"""Recorded traces: CSV files with a line for each time of measurement.
 
     time_s,bandwidth_mbps,rtt_ms,cpu
     0.0,3.2,61,0.12
     1.0,3.1,64,0.15
 
-`time_s` rises from line to line; a value holds until the next line. Optional columns: `uncertainty` and `battery` (in
-[0, 1]) and `temperature_c`. Without `uncertainty` it is drawn as in the synthetic traces.
+`time_s` rises from line to line; values hold until the next line. Optional columns: `uncertainty` and `battery` (in
+[0, 1]) and `temperature_c`. A missing `uncertainty` is drawn as in the synthetic traces.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from streamsplit_compile.splitter.traces import FAMILIES, STEP_S, Array, TraceMo
 MAX_CSV_BYTES = 64 << 20
 MAX_FILES = 1000
 MAX_WINDOWS = 480
-"""Longest trace; a longer recording becomes several."""
+"""The longest trace; a longer recording becomes several."""
 MIN_WINDOWS = 20
 LONGEST_GAP_S = 60.0
 HELD_OUT_SHARE = 5
-"""One trace in so many is kept for the evaluation."""
+"""One trace in this many is held out for evaluation."""
 
 _BOUNDS = {
     "time_s": (-1e12, 1e12),
@@ -48,7 +48,7 @@ Columns = dict[str, Array]
 
 
 def recorded_traces(path: Path, seed: int) -> tuple[Traces, Traces]:
-    """Traces to train on and held-out ones from a CSV file or a directory of them: of every file the last fifth.
+    """Traces to train on and held-out ones (the last fifth of every file), from a CSV file or a directory of them.
 
     Raises FormatError naming file, line and column, UsageError when there is nothing to read.
     """
@@ -75,7 +75,7 @@ def _is_trace(path: Path) -> bool:
 
 
 def read_csv(path: Path) -> Columns:
-    """The columns of one file, (line,) each, checked. Raises FormatError naming file, line and column."""
+    """Read and check the columns of one file, (line,) each. Raises FormatError naming file, line and column."""
     lines = csv.reader(io.StringIO(read_text(path, MAX_CSV_BYTES)), strict=True)
     try:
         names = next(lines, [])
@@ -124,7 +124,7 @@ def _row(line: Sequence[str], names: Sequence[str], where: str) -> list[float]:
 
 
 def _resampled(columns: Columns, source: str) -> Columns:
-    """One value for each window, each holding until the next line."""
+    """One value for each window; each line's values hold until the next line."""
     times = columns["time_s"]
     count = int((times[-1] - times[0]) / STEP_S) + 1
     if count > 10_000_000:
@@ -134,7 +134,7 @@ def _resampled(columns: Columns, source: str) -> Columns:
 
 
 def _cut(columns: Columns, length: int, seed: int) -> Traces:
-    """As many traces of `length` windows as the recording holds."""
+    """Cut a recording into as many traces of `length` windows as it holds."""
     traces = len(columns["cpu"]) // length
     parts: dict[str, Array] = {
         name: values[: traces * length].reshape(traces, length) for name, values in columns.items()
@@ -150,6 +150,6 @@ def _some(traces: Traces, which: slice) -> Traces:
 
 
 def known_families(text: str) -> tuple[str, ...] | None:
-    """`lte,wifi` as names of families; None when it is something else, a path for example."""
+    """Parse `lte,wifi` as names of families; None if it is something else, for example a path."""
     names = tuple(name.strip() for name in text.split(","))
     return names if all(name in FAMILIES for name in names) else None

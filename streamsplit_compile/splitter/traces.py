@@ -1,9 +1,9 @@
-"""Traces: the conditions that a device meets, one value for each window. Arrays have shape (trace, window), float64.
+"""Traces: the conditions of a device, one value for each window. Arrays have shape (trace, window), float64.
 
-`synthetic_traces(FAMILIES["lte"], ...)` draws from docs/method.md, section 6: LTE-like bandwidth changing every 30 s,
-round trips with jitter, CPU load as a Markov chain, uncertainty as an autoregressive process. The other families
-are Wi-Fi with dropouts, office-hours load, link outages, and anything from a thin gateway to Wi-Fi. Recorded traces
-come from `streamsplit_compile.splitter.trace_csv`.
+`synthetic_traces(FAMILIES["lte"], ...)` draws from the model in docs/method.md, section 6: LTE-like bandwidth that
+changes every 30 s, round trips with jitter, CPU load as a Markov chain, uncertainty as an autoregressive process. The
+other families are Wi-Fi with dropouts, office-hours load, link outages, and a wide range from a slow gateway to Wi-Fi.
+Recorded traces come from `streamsplit_compile.splitter.trace_csv`.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from runtime_edge.policy.splitter import BANDWIDTH_SMOOTHING, SAMPLE_S, UNCERTAI
 Array = npt.NDArray[np.float64]
 
 STEP_S = 0.5
-"""One window each half second (docs/method.md, section 1)."""
+"""Seconds between windows (docs/method.md, section 1)."""
 LINK_SMOOTHING = 1 - (1 - BANDWIDTH_SMOOTHING) ** (STEP_S / SAMPLE_S)
 """Weight of the last window in the link estimate: factor 0.3, sampled every 100 ms (docs/method.md, section 6)."""
 OUTAGE_MBPS = 0.05
-"""What an outage does to the estimate: nothing comes of a frame in the time until the device gives it up."""
+"""The bandwidth estimate in an outage, when nothing of a frame arrives until the device gives it up."""
 HELD_OUT = 1_000_003
-"""Added to a seed for traces that nothing is trained on."""
+"""Added to a seed to get traces that nothing is trained on."""
 
 
 @dataclass(frozen=True)
 class Traces:
-    """True conditions of every window, each of shape (trace, window)."""
+    """The true conditions of every window, each of shape (trace, window)."""
 
     uncertainty: Array
     """Normalised, in [0, 1]."""
     cpu: Array
-    """Load of other work, in [0, 1]."""
+    """Load from other work, in [0, 1]."""
     bandwidth_mbps: Array
     rtt_ms: Array
     temperature_c: Array | None = None
     battery: Array | None = None
-    """In [0, 1]."""
+    """State of charge, in [0, 1]."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -55,21 +55,21 @@ class TraceModel:
     """A family of synthetic traces. The default is LTE-like."""
 
     bandwidth_mbps: tuple[float, float] = (0.5, 8.0)
-    """Levels are lognormal around the geometric middle, clipped to this range."""
+    """Range that levels are clipped to; they are lognormal around its geometric mean."""
     rtt_ms: tuple[float, float] = (50.0, 200.0)
     jitter_ms: float = 15.0
     change_s: float = 30.0
-    """Bandwidth and round trip get a new level this often."""
+    """How often bandwidth and round trip get a new level."""
     dropout_every_s: float | None = None
-    """Mean time from one dropout's end to the next dropout; None for a link without any."""
+    """Mean time from the end of one dropout to the next; None for a link without dropouts."""
     dropout_s: tuple[float, float] = (1.0, 5.0)
     dropout_mbps: float = 0.1
-    """What is left of the link in a dropout; 0 is an outage."""
+    """Bandwidth that is left in a dropout; 0 is an outage."""
     cpu_levels: tuple[float, ...] = (0.05, 0.3, 0.55, 0.8)
     cpu_stay: float = 0.95
-    """Probability that the load keeps its level for another window; else it moves to a neighbouring one."""
+    """Probability that the load keeps its level for another window; otherwise it moves to a neighbouring level."""
     office_hours: bool = False
-    """Idle at night, busy from 8 to 18 o'clock; each trace starts at some hour, and a window counts for a minute."""
+    """Idle at night, busy from 8:00 to 18:00; each trace starts at a random hour, and a window counts as a minute."""
     uncertainty_mean: float = 0.35
     uncertainty_memory: float = 0.9
     """Autocorrelation of the logit from one window to the next."""
@@ -88,18 +88,18 @@ FAMILIES = {
     "outages": TraceModel(dropout_every_s=60.0, dropout_s=(5.0, 40.0), dropout_mbps=0.0),
     "wide": TraceModel(bandwidth_mbps=(0.1, 16.0), rtt_ms=(10.0, 200.0)),
 }
-"""Named families; a default table is trained on all of them."""
+"""Trace families by name; a default table is trained on all of them."""
 LORA = TraceModel(bandwidth_mbps=(0.05, 0.05), rtt_ms=(100.0, 200.0))
-"""A LoRa gateway of 50 kbit/s; tables are trained on it only on request."""
+"""A LoRa gateway at 50 kbit/s; tables are trained on it only on request."""
 
 
 def family_traces(families: Sequence[str], traces: int, windows: int, seed: int) -> Traces:
-    """`traces` traces of each named family."""
+    """Draw `traces` traces of each named family."""
     return join([synthetic_traces(FAMILIES[name], traces, windows, seed + i) for i, name in enumerate(families)])
 
 
 def join(parts: Sequence[Traces]) -> Traces:
-    """All traces of several sets with equally many windows, one after the other."""
+    """Concatenate the traces of several sets with the same number of windows."""
     columns: dict[str, Array | None] = {}
     for field in dataclasses.fields(Traces):
         values = [getattr(part, field.name) for part in parts]
@@ -108,7 +108,7 @@ def join(parts: Sequence[Traces]) -> Traces:
 
 
 def synthetic_traces(model: TraceModel, traces: int, windows: int, seed: int) -> Traces:
-    """`traces` independent traces of `windows` windows; the same seed gives the same traces."""
+    """Draw `traces` independent traces of `windows` windows; the same seed gives the same traces."""
     random = np.random.default_rng(seed)
     shape = (traces, windows)
     low, high = model.bandwidth_mbps
@@ -127,10 +127,10 @@ def synthetic_traces(model: TraceModel, traces: int, windows: int, seed: int) ->
 
 
 def observe(traces: Traces) -> dict[str, Array]:
-    """What the device knows when it decides: the windows before, with link and uncertainty smoothed.
+    """The device's knowledge when it decides: values of earlier windows, with link and uncertainty smoothed.
 
-    Arrays of shape (trace, window) by state variable. The link's time for a bit is averaged, as the device's estimator
-    does; a dropout counts as OUTAGE_MBPS there.
+    Returns arrays of shape (trace, window) by state variable. As in the device's estimator, it is the link's time per
+    bit that is averaged; a dropout counts as OUTAGE_MBPS.
     """
     seen = {
         "uncertainty": smoothed(previous(traces.uncertainty), UNCERTAINTY_SMOOTHING),
@@ -146,13 +146,13 @@ def observe(traces: Traces) -> dict[str, Array]:
 
 
 def _segments(model: TraceModel, shape: tuple[int, int], random: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Which level holds in each window, (trace, window); traces start somewhere inside a level."""
+    """Index of the level in each window, (trace, window); traces start somewhere inside a level."""
     phase = random.uniform(0, model.change_s, (shape[0], 1))
     return np.floor((np.arange(shape[1]) * STEP_S + phase) / model.change_s).astype(np.int64)
 
 
 def _dropouts(model: TraceModel, shape: tuple[int, int], random: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Windows in which the link is as good as gone, (trace, window)."""
+    """Which windows are in a dropout, (trace, window)."""
     assert model.dropout_every_s is not None
     gone = np.zeros(shape, bool)
     for row in gone:
@@ -191,7 +191,7 @@ def _uncertainty(model: TraceModel, shape: tuple[int, int], random: np.random.Ge
 
 
 def previous(values: Array) -> Array:
-    """Each window's value as known in the next one, (trace, window)."""
+    """Values shifted by one window: each window gets the value of the one before, (trace, window)."""
     return np.concatenate([values[:, :1], values[:, :-1]], axis=1)
 
 

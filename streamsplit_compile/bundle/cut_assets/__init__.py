@@ -1,1 +1,1 @@
-"""The parts of a bundle at its cuts, besides blocks: bottlenecks and exits, fitted, measured and kept over releases."""
+"""Fits and measures a bundle's bottlenecks and exits, and carries them over to new releases."""

@@ -1,4 +1,4 @@
-"""Bottlenecks of a bundle: fitted to windows of the recordings, written as assets, measured on other windows.
+"""Fits a bundle's bottlenecks to windows of recordings, writes them as assets, and measures them on other windows.
 
 manifest = add_bottlenecks(root, manifest, variants, segments, plan, progress, notice)
 """
@@ -51,16 +51,16 @@ from streamsplit_compile.bundle.quality import uncertainties
 from streamsplit_compile.encoder.segment import run_segments
 
 PCA_WINDOWS, TRAINING_WINDOWS = 256, 1024
-"""Of the recordings, at most."""
+"""The most windows of the recordings that each is fitted to."""
 WIDTHS = (8, 16, 32, 64)
 TRAINING_STEPS = 1000
-"""At each cut, unless somebody says otherwise."""
+"""Default number of training steps at each cut."""
 _STEPS = (2.0, 3.0, 4.0, 6.0, 8.0)
-"""Steps to choose from: the standard deviation of the first component over these."""
+"""Divisors to choose from: the step is the standard deviation of the first component divided by one of these."""
 _FINE, _STEP_LOSS = 32.0, 0.01
-"""A step that costs nothing, and what the chosen one may cost, in mean cosine of the embedding."""
+"""The divisor of a step that costs nothing, and how much mean cosine of the embedding the chosen step may cost."""
 _FILE_ERROR = 1e-2
-"""In steps of the latent: how far a compiled encoder may be from torch's."""
+"""Largest allowed difference between a compiled encoder and torch's, in steps of the latent."""
 _CACHE_BYTES = 256 << 20
 
 
@@ -104,12 +104,12 @@ def add_bottlenecks(
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a bottleneck is fitted to."""
+    """The data that a bottleneck is fitted to."""
 
     activations: Tensor
-    """(n, ...) float32 at the cut."""
+    """(n, ...) float32, at the cut."""
     embeddings: Tensor
-    """(n, d) embeddings of the same windows by the encoder."""
+    """(n, d): the encoder's embeddings of the same windows."""
     suffix: Segments
 
 
@@ -123,14 +123,14 @@ def fit(
     widths: Sequence[int] | None = None,
     begin: Bottleneck | None = None,
 ) -> Bottleneck:
-    """The block of one cut: in closed form, then trained so many steps on all widths, or on some.
+    """Fit the block of one cut: in closed form, then by `steps` of training on all widths, or on those in `widths`.
 
-    With `begin` training goes on from that one. Without `checkpoints` a run that is stopped is lost.
+    With `begin`, training continues from that block. Without `checkpoints`, an interrupted run is lost.
     """
     block = closed_form(cut, data) if begin is None else begin
     if not steps:
         return block
-    # Copies, which autograd may save: what was made in inference mode is none.
+    # Copies: autograd cannot save tensors that were made in inference mode.
     suffix = TrainingSet(
         data.activations.clone(), data.embeddings.clone(), lambda value: run_segments(data.suffix, value)
     )
@@ -141,7 +141,7 @@ def fit(
 
 
 def closed_form(cut: Cut, data: Fitted) -> Bottleneck:
-    """The block of one cut by principal components, with the coarsest step that hardly costs anything."""
+    """The block of one cut by principal components, with the coarsest step that costs little."""
     layout = layout_of(cut)
     assert layout is not None
     block, deviation = fit_pca(layout, torch.split(data.activations, BATCH), channels_of(layout))
@@ -149,13 +149,13 @@ def closed_form(cut: Cut, data: Fitted) -> Bottleneck:
 
 
 def most_windows(cut: Cut) -> int:
-    """Of large activations fewer are held at once."""
+    """How many windows to fit to: fewer if activations are large, since all are in memory at once."""
     return max(LEAST_WINDOWS, _CACHE_BYTES // (4 * cut.values))
 
 
 @contextlib.contextmanager
 def _frozen(segments: Segments) -> Iterator[None]:
-    """Without gradients of these weights: they are the encoder's own, which goes on to be trained."""
+    """Compute no gradients for these weights while the block runs: their encoder may be in training."""
     trained = [value for segment in segments for value in segment.parameters() if value.requires_grad]
     for value in trained:
         value.requires_grad_(False)
@@ -167,7 +167,7 @@ def _frozen(segments: Segments) -> Iterator[None]:
 
 
 def _coarsest(block: Bottleneck, deviation: float, data: Fitted) -> Bottleneck:
-    """The block with the coarsest step that hardly costs anything."""
+    """The block with the coarsest step that costs little."""
     some = data.activations[:: -(-len(data.activations) // MEASURED_WINDOWS)]
     expected = data.embeddings[:: -(-len(data.activations) // MEASURED_WINDOWS)]
 
@@ -194,7 +194,7 @@ def widths_of(block: Bottleneck) -> list[int]:
 def write_bottleneck(
     root: Path, cut: Cut, block: Bottleneck, variants: Sequence[str], activations: Tensor, steps: int
 ) -> BottleneckInfo:
-    """The assets of one bottleneck, coded as these activations need; nothing of it is measured yet."""
+    """Write the assets of one bottleneck, with coding tables for these activations; it has no measurements yet."""
     with torch.inference_mode():
         latents = torch.cat([block.encode(batch) for batch in torch.split(activations, BATCH)])
     decoder, tables = block.to_bytes(), coding_tables(quantise(latents.numpy()))
@@ -220,7 +220,7 @@ def measured_bottlenecks(
     windows: Array,
     blocks: Mapping[str, Bottleneck],
 ) -> list[BottleneckInfo]:
-    """The manifest's bottlenecks with what (prefix, bottleneck, wire, decoder, suffix) gives of some windows."""
+    """The manifest's bottlenecks with measurements of (prefix, bottleneck, wire, decoder, suffix) on some windows."""
     found = list(manifest.info.bottlenecks)
     if not found:
         return found
@@ -243,9 +243,9 @@ def measured_bottlenecks(
 def _latents(
     prefix: Prefix, devices: Sequence[LoadedBottleneck], windows: Sequence[Array], blocks: Mapping[str, Bottleneck]
 ) -> list[list[Array]]:
-    """What each bottleneck makes of each window on the device's runtime.
+    """Latents of each window from each bottleneck, computed by the device runtime.
 
-    Raises CheckFailed when it is not what torch makes of the same activation.
+    Raises CheckFailed when they differ from torch's for the same activation.
     """
     found: list[list[Array]] = [[] for _ in devices]
     cuts = {cut.name: cut.index for cut in prefix.bundle.manifest.info.cuts}
@@ -265,18 +265,18 @@ def _latents(
 
 @dataclass(frozen=True)
 class _Wire:
-    """From latents to embeddings, as the wire and the server do it."""
+    """Turns latents into embeddings as the wire and the server do."""
 
     variant: str
-    """Of the prefix."""
+    """The prefix's variant."""
     is_first: bool
-    """Whether bytes are those of this variant."""
+    """Whether the reported bytes are those of this variant."""
     codec: LatentCodec
     block: Bottleneck
     suffix: Segments
 
     def measure(self, width: WidthInfo, latents: Sequence[Array], expected: Tensor) -> WidthInfo:
-        """What is shipped of some windows at a width, and how near their embeddings are to the expected (n, d)."""
+        """A width with the bytes shipped for some windows, and how close their embeddings are to `expected` (n, d)."""
         sent = [self.codec.encode(latent, width.width) for latent in latents]
         arrived = np.concatenate([self.codec.decode(*payload, width.width) for payload in sent])
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Exits of a bundle: fitted to windows of the recordings, written as assets, measured on other windows.
+"""Fits a bundle's exits to windows of recordings, writes them as assets, and measures them on other windows.
 
 manifest = add_exits(root, manifest, variants, segments, plan, progress, notice)
 manifest = keep_exits(root, base, manifest, variants, reference, windows)     with new weights
@@ -45,13 +45,13 @@ from streamsplit_compile.exits.exit_map import ExitMap, exit_layout, read_exit
 from streamsplit_compile.exits.ridge import basis_of, fit_exit
 
 MOST_WINDOWS = 2048
-"""To fit exits to."""
+"""The most windows that exits are fitted to."""
 _FEW_WINDOWS = 256
-"""The same of an encoder so large that running it on more takes long."""
+"""The number of windows for a very large encoder, which takes long to run on more."""
 _MACS = 1e12
-"""Multiply-adds that the encoder may take for it, between the two."""
+"""Total multiply-adds that the encoder may use on the windows; this sets their number between the two limits."""
 _FILE_ERROR = 1e-3
-"""Of the largest value: how far a compiled exit may be from torch's."""
+"""Largest allowed difference between a compiled exit and torch's, as a share of the largest value."""
 
 
 def add_exits(
@@ -84,11 +84,11 @@ def add_exits(
 def keep_exits(
     root: Path, base: Bundle, manifest: Manifest, variants: Sequence[str], reference: Reference | None, windows: Array
 ) -> Manifest:
-    """The manifest of new weights with the base's exits, measured again on the reference's windows, or on these.
+    """The manifest of new weights with the base's exits, measured again on the reference's windows, or on `windows`.
 
-    One that comes less near to the embedding than it came to the base's on the same windows, by more than ALLOWED_LOSS
-    of median cosine, is fitted anew to the reference's recordings, and withdrawn where that does not help or there are
-    none. All are where nothing is known of the weights.
+    An exit whose median cosine with the embedding is more than ALLOWED_LOSS below what it was with the base's weights
+    on the same windows is refitted to the reference's recordings. It is withdrawn if that does not help or there are no
+    recordings. Without a reference all exits are withdrawn.
     """
     cuts = [manifest.cut_named(info.cut) for info in base.manifest.info.exits]
     if reference is None or not cuts:
@@ -101,7 +101,7 @@ def keep_exits(
     least = {name: near - ALLOWED_LOSS for name, near in _similarities(base, variants[0], unseen).items()}
 
     def good(drafts: Sequence[ExitInfo], blocks: Mapping[str, ExitMap]) -> dict[str, ExitInfo]:
-        """By cut, those that are near enough."""
+        """The exits that are close enough to the embedding, by cut."""
         drafted = with_info(manifest, exits=tuple(drafts))
         measured = _measure(root, drafted, variants, reference.segments, unseen, blocks)
         return {info.cut: info for info in measured if info.agreement[variants[0]].cosine_median >= least[info.cut]}
@@ -119,7 +119,7 @@ def keep_exits(
 
 
 def fitted_exits(cuts: Sequence[Cut], segments: Segments, windows: Array) -> dict[str, ExitMap]:
-    """By cut, the exit in closed form."""
+    """Fit the exit of each cut in closed form."""
     statistics, embeddings = statistics_of(cuts, segments, windows)
     basis = basis_of(embeddings)
     found = {}
@@ -136,7 +136,7 @@ def _window_count(manifest: Manifest) -> int:
 
 
 def statistics_of(cuts: Sequence[Cut], segments: Segments, windows: Array) -> tuple[dict[str, Tensor], Tensor]:
-    """By cut the statistics (n, features) that its exit takes of windows, and the encoder's embeddings (n, d)."""
+    """For each cut the statistics (n, features) that its exit takes of the windows; also the embeddings (n, d)."""
     takers: dict[int, tuple[str, ExitMap]] = {}
     for cut in cuts:
         layout = exit_layout(cut)
@@ -157,7 +157,7 @@ def statistics_of(cuts: Sequence[Cut], segments: Segments, windows: Array) -> tu
 
 
 def _write(root: Path, cut: Cut, block: ExitMap, variants: Sequence[str], windows: int) -> ExitInfo:
-    """The assets of one exit; nothing of it is measured yet."""
+    """Write the assets of one exit; it has no measurements yet."""
     weights = block.to_bytes()
     return ExitInfo(
         cut=cut.name,
@@ -178,9 +178,9 @@ def _measure(
     windows: Array,
     blocks: Mapping[str, ExitMap],
 ) -> list[ExitInfo]:
-    """The manifest's exits with what they give of some windows behind each variant's prefix.
+    """The manifest's exits with measurements on some windows, after each variant's prefix.
 
-    Raises CheckFailed when one is not what torch makes of the same activation.
+    Raises CheckFailed when an exit's result differs from torch's for the same activation.
     """
     found = list(manifest.info.exits)
     if not found:
@@ -210,7 +210,7 @@ def _measure(
 
 
 def _similarities(bundle: Bundle, variant: str, windows: Array) -> dict[str, float]:
-    """By cut the median cosine of an exit's embeddings with those of the whole encoder, all on compiled blocks."""
+    """For each cut the median cosine of its exit's embeddings with the whole encoder's, all from compiled blocks."""
     prefix = Prefix(bundle, variant)
     exits = [LoadedExit(prefix, info) for info in bundle.manifest.info.exits]
     given = _embeddings(prefix, exits, windows)
@@ -220,7 +220,7 @@ def _similarities(bundle: Bundle, variant: str, windows: Array) -> dict[str, flo
 
 
 def _embeddings(prefix: Prefix, exits: Sequence[LoadedExit], windows: Sequence[Array] | Array) -> list[Array]:
-    """What each exit makes of each window on the device's runtime, (n, d); the last window stays in the prefix."""
+    """Embeddings (n, d) of the windows from each exit on the device runtime; the last window stays in the prefix."""
     found: list[list[Array]] = [[] for _ in exits]
     for window in windows:
         prefix.start(window)

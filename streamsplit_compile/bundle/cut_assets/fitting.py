@@ -1,4 +1,4 @@
-"""The data to which bottlenecks and exits are fitted: windows of recordings, with activations and embeddings."""
+"""The data that bottlenecks and exits are fitted to: windows of recordings, with activations and embeddings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from streamsplit_compile.lowering.artifact_formats import Format
 LEAST_WINDOWS = 32
 MEASURED_WINDOWS = 64
 ALLOWED_LOSS = 0.02
-"""Of median cosine: what a width or an exit may lose by a release and stay."""
+"""How much median cosine a width or an exit may lose in a release and still be kept."""
 BATCH = 32
 Array = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -37,23 +37,23 @@ Segments = Sequence[fx.GraphModule]
 
 @dataclass(frozen=True)
 class FittingPlan:
-    """How bottlenecks and exits are fitted, and on what."""
+    """How, and on which data, bottlenecks and exits are fitted."""
 
     recordings: Path
     steps: int
-    """Of training each bottleneck; 0 for the closed form."""
+    """Training steps for each bottleneck; 0 for the closed form."""
     seed: int
     checkpoints: Path
-    """Folder for training that was stopped."""
+    """Folder for the checkpoints of interrupted training."""
 
 
 def checkpoints_of(out: Path) -> Path:
-    """Where training is kept until the bundle `out` is there."""
+    """The folder that keeps training checkpoints until the bundle `out` is complete."""
     return out.with_name(f"{out.name}.bottlenecks")
 
 
 def windows_to_fit(manifest: Manifest, recordings: Path, seed: int, count: int) -> tuple[Array, Array]:
-    """At most `count` windows to fit to, and others to measure on; of short recordings fewer."""
+    """At most `count` windows to fit to, and others to measure on; short recordings give fewer."""
     front_end = manifest.info.front_end
     shape = front_end.sample_rate, front_end.window_samples, front_end.hop_samples
     while True:
@@ -66,20 +66,20 @@ def windows_to_fit(manifest: Manifest, recordings: Path, seed: int, count: int) 
 
 
 def enough(unseen: Array, what: str, notice: Callable[[str], None]) -> bool:
-    """Whether there are enough windows to fit and to measure on; if not, `notice` says that there will be none."""
+    """Whether there are enough windows to fit and measure `what` on; if not, `notice` says that it is left out."""
     if len(unseen) < LEAST_WINDOWS:
         notice(f"no {what}: the recordings are too short to fit and measure them on {LEAST_WINDOWS} windows each")
     return len(unseen) >= LEAST_WINDOWS
 
 
 def link_assets(base: Bundle, root: Path, info: BottleneckInfo | ExitInfo) -> None:
-    """Take over all files of a cut's bottleneck or exit from another bundle."""
+    """Link all files of a cut's bottleneck or exit from another bundle."""
     for file, _ in info.assets():
         link_asset(base, root, file)
 
 
 def batches_of(segments: Segments, windows: Array) -> Iterator[Tensor]:
-    """What some neighbouring segments make of windows, in batches."""
+    """Run windows through neighbouring segments; yields the results in batches."""
     with torch.inference_mode():
         for start in range(0, len(windows), BATCH):
             yield run_segments(segments, torch.from_numpy(windows[start : start + BATCH]))
@@ -88,7 +88,7 @@ def batches_of(segments: Segments, windows: Array) -> Iterator[Tensor]:
 def compiled(
     root: Path, name: str, block: torch.nn.Module, shape: tuple[int, ...], variants: Sequence[str]
 ) -> dict[Format, VariantInfo]:
-    """Write a block behind a cut in each format of the variants, in float32: `<name>.onnx`, `<name>.tflite`."""
+    """Write a module that follows a cut in float32 in each format of the variants: `<name>.onnx`, `<name>.tflite`."""
     files: dict[Format, VariantInfo] = {}
     for format_name in dict.fromkeys(split_variant(variant)[0] for variant in variants):
         data = lower_small(format_name, block, shape)
@@ -104,7 +104,7 @@ def compiled(
 
 
 def with_info(manifest: Manifest, **changes: object) -> Manifest:
-    """The manifest, some fields of its `info` changed."""
+    """The manifest with some fields of its `info` changed."""
     info = msgspec.structs.replace(manifest.info, **changes)
     metadata = msgspec.structs.replace(manifest.additional_metadata, ssc=info)
     return msgspec.structs.replace(manifest, additional_metadata=metadata)

@@ -1,4 +1,4 @@
-"""Bottlenecks of a release: kept from the previous generation, or refitted to what devices sent.
+"""Bottlenecks of a release: kept from the previous generation, or refitted to windows that devices sent.
 
 manifest = keep_bottlenecks(root, base, manifest, variants, reference, windows)
 """
@@ -44,21 +44,21 @@ from streamsplit_compile.bundle.measure import ArrivedWindows, Reference
 from streamsplit_compile.encoder.segment import run_segments
 
 LEAST_JUDGING = 8
-"""Windows that arrived and train nothing: so many must tell, as of a device that has a say in releases."""
+"""The fewest windows from devices, none of them used in training, that a bottleneck may be judged on."""
 WORTH_FETCHING = 0.005
-"""In mean cosine over the widths: what a refitted bottleneck must gain over the previous one, which devices have
-already."""
+"""How much cosine, averaged over the widths, a refitted bottleneck must gain over the previous one, which devices
+already have."""
 
 
 def keep_bottlenecks(
     root: Path, base: Bundle, manifest: Manifest, variants: Sequence[str], reference: Reference | None, windows: Array
 ) -> Manifest:
-    """The manifest of new weights with the base's bottlenecks, or with ones refitted to what devices sent.
+    """The manifest of new weights with the base's bottlenecks, or with ones refitted to windows that devices sent.
 
-    They are measured on windows that devices sent and that fitted nothing, or else on the reference's, or on these. One
-    that was fitted anew takes the place of the base's where it keeps more of the embedding. A width that keeps less
-    than it kept of the base's, by more than ALLOWED_LOSS of median cosine, is withdrawn, and a bottleneck without
-    widths. All are where nothing is known of the weights.
+    They are measured on windows that devices sent and nothing was fitted to, or else on the reference's, or on
+    `windows`. A refitted bottleneck replaces the base's if it keeps more of the embedding. A width whose median cosine
+    is more than ALLOWED_LOSS below what it was with the base's weights is withdrawn, and so is a bottleneck without
+    widths. Without a reference all are withdrawn.
     """
     if reference is None or not base.manifest.info.bottlenecks:
         return with_info(manifest, bottlenecks=())
@@ -78,7 +78,7 @@ def keep_bottlenecks(
     kept = []
     for info in measured_bottlenecks(root, drafted, variants, reference.segments, unseen, blocks):
         places = [(info.cut, width.width) for width in info.widths]
-        # A width that was withdrawn comes back with what is fitted anew.
+        # A width that an earlier release withdrew comes back with a refitted bottleneck.
         good = [after[place] >= before.get(place, -1.0) - ALLOWED_LOSS for place in places]
         if any(good):
             kept.append(msgspec.structs.replace(info, widths=tuple(itertools.compress(info.widths, good))))
@@ -86,7 +86,7 @@ def keep_bottlenecks(
 
 
 def _measured_on(reference: Reference, windows: Array) -> Array:
-    """(n, samples) that fitted nothing; as devices sent them, where there are enough."""
+    """Windows (n, samples) that nothing was fitted to: those that devices sent, if there are enough."""
     sent = None if reference.arrived is None else reference.arrived.unseen.get(0)
     if sent is not None and len(sent) >= LEAST_JUDGING:
         found: Array = sent[:MEASURED_WINDOWS].numpy()
@@ -103,10 +103,10 @@ def _fitted_anew(
     reference: Reference,
     unseen: Array,
 ) -> tuple[BottleneckInfo, Bottleneck] | None:
-    """A bottleneck fitted to what arrived at its cut or before it; None where that is too little or no better.
+    """A bottleneck fitted to windows that arrived at its cut or before; None if they are too few or it is no better.
 
-    It must be better on windows that arrived and fitted nothing, and on `unseen` no width may lose what would withdraw
-    it.
+    It must be better on arrived windows that nothing was fitted to, and no width may lose so much on `unseen` that it
+    would be withdrawn.
     """
     cut, arrived, segments = manifest.cut_named(info.cut), reference.arrived, reference.segments
     if arrived is None:
@@ -134,7 +134,7 @@ def _embeddings(activations: Tensor, suffix: Segments) -> Tensor:
 
 
 def _closeness(block: Bottleneck, widths: Sequence[int], activations: Tensor, suffix: Segments) -> Tensor:
-    """For each width the median cosine between embeddings through a block and past it."""
+    """For each width the median cosine between embeddings with and without the bottleneck."""
     whole, found = _embeddings(activations, suffix), []
     with torch.inference_mode():
         latents = block.encode(activations).clamp(-128, 127).round()
@@ -147,9 +147,9 @@ def _closeness(block: Bottleneck, widths: Sequence[int], activations: Tensor, su
 def _similarities(
     bundle: Bundle, variant: str, blocks: Mapping[str, Bottleneck], windows: Array
 ) -> dict[tuple[str, int], float]:
-    """By cut and width the median cosine of embeddings through the bottleneck with those of the whole encoder.
+    """For each cut and width the median cosine of embeddings through the bottleneck with the whole encoder's.
 
-    All on compiled blocks, so that it can be asked of weights that are not at hand in torch.
+    Everything runs on compiled blocks, so this also works for weights that are not available in torch.
     """
     prefix = Prefix(bundle, variant)
     devices = [(bundle.manifest.cut_named(info.cut).index, LoadedBottleneck(prefix, info))

@@ -1,1 +1,1 @@
-"""Reads weights trained by others or by this project, and makes checkpoints of them."""
+"""Reads weights trained by others or by this project, and turns them into checkpoints."""

@@ -1,7 +1,7 @@
-"""LAION-CLAP's audio tower: a checkpoint of the authors' code becomes the encoder `clap`.
+"""Converts a checkpoint of the LAION-CLAP authors' code: its audio tower becomes the encoder `clap`.
 
-The authors' Swin transformer and the one of the `transformers` library compute the same and name their tensors
-differently; sizes are read off the tensors. The text tower and what classifies are left out.
+The authors' Swin transformer and the one in the `transformers` library compute the same but name their tensors
+differently; sizes are read off the tensors. The text tower and the classifier are left out.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def import_clap(path: Path, out: Path, config: dict[str, Any]) -> dict[str, Any]
 
 
 def _sizes(tower: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:
-    """The fields of the library's configuration that the tensors tell."""
+    """The fields of the library's configuration that follow from the tensors."""
     places = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name) for name in tower]
     blocks = {(int(place[1]), int(place[2])) for place in places if place}
     depths = [sum(layer == number for layer, _ in blocks) for number in range(len({layer for layer, _ in blocks}))]
@@ -86,7 +86,7 @@ def _sizes(tower: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor],
 
 
 def _renamed(tower: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tower's tensors under the library's names; query, key and value stand in one tensor in the authors' code."""
+    """The tower's tensors under the library's names; the authors' code has query, key and value in one tensor."""
     found = {}
     for name, value in tower.items():
         if _LEFT_OUT.match(name):

@@ -1,8 +1,8 @@
-"""EfficientAT's MobileNetV3 checkpoints: the encoder `mn`, and the classifier as a head where its labels have names.
+"""Converts EfficientAT's MobileNetV3 checkpoints to the encoder `mn`, and the classifier to a head if labels are given.
 
 A classifier is a hidden layer and a linear one. A head is linear and takes vectors of length 1, so the hidden layer
-becomes the encoder's end, which brings its vectors to that length without losing it (`streamsplit_models.mn.Lift`), and
-the linear layer becomes the head. Its scores are then those of the checkpoint.
+becomes the end of the encoder, which brings vectors to length 1 without losing their original length
+(`streamsplit_models.mn.Lift`), and the linear layer becomes the head. Its scores are then those of the checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_LABELS_BYTES = 1 << 20
 _THRESHOLD = 0.5
 _MAX_DIGITS = 6
 _SPARE = 1.125
-"""Over the longest hidden vector of synthetic sounds: none of the 3,600 windows of ESC-10 has a longer one."""
+"""Factor above the longest hidden vector of synthetic sounds: no vector of ESC-10's 3,600 windows is longer."""
 
 
 def import_efficientat(
@@ -36,9 +36,9 @@ def import_efficientat(
 ) -> tuple[dict[str, Any], Head | None]:
     """Read a MobileNetV3 checkpoint of EfficientAT (`mn*_as_*.pt`) and write it as encoder `mn`; returns its config.
 
-    The width follows from the file; `config` may add what the encoder's factory takes, for example
+    The width follows from the file; `config` may add arguments of the encoder's factory, for example
     {"window_seconds": 5}. With `labels`, a CSV with the columns `index` and `display_name` such as AudioSet's
-    class_labels_indices.csv, the classifier is kept: of the labels that it names, as a head. Raises FormatError.
+    class_labels_indices.csv, the classifier is also returned, as a head for the labels named there. Raises FormatError.
     """
     state = read_state(path)
     last = state.get(_LAST)
@@ -56,7 +56,7 @@ def import_efficientat(
     if names:
         module, full = _built(path, {**full, "reach": round(_SPARE * module.longest_hidden(), 2)}, state)
     head = None
-    if names:  # read as whoever takes it will read it, before anything is written
+    if names:  # checked by reading it as a device will, before anything is written
         head = Head.from_json(_head(state, names, full["reach"]).to_json(), str(labels))
     save_checkpoint("mn", full, module, out)
     return full, head
@@ -93,7 +93,7 @@ def _head(state: Mapping[str, torch.Tensor], names: Mapping[int, str], reach: fl
 
 
 def read_labels(path: Path, count: int) -> dict[int, str]:
-    """Names by the place of a classifier's `count` outputs, in the file's order. Raises FormatError naming the line."""
+    """Names by the index of a classifier's `count` outputs, in the file's order. Raises FormatError naming the line."""
     rows = csv.DictReader(io.StringIO(read_text(path, _MAX_LABELS_BYTES)))
     try:
         return _names(path, rows, count)

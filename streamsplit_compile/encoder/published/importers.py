@@ -1,4 +1,4 @@
-"""Published checkpoints of other projects, turned into ours. The files are the user's to download."""
+"""Converts checkpoints published by other projects into ours. Users download the files themselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streamsplit_compile.encoder.published.clap import import_clap
 from streamsplit_compile.encoder.published.efficientat import import_efficientat
 
 Imported = tuple[dict[str, Any], Head | None]
-"""The encoder's config, and the classifier as a head where one was asked for."""
+"""The encoder's config, and the classifier as a head if one was asked for."""
 
 
 def _clap(path: Path, out: Path, config: dict[str, Any], labels: Path | None) -> Imported:
@@ -25,4 +25,4 @@ IMPORTERS: dict[str, tuple[str, Callable[[Path, Path, dict[str, Any], Path | Non
     "clap": ("clap", _clap),
     "efficientat": ("mn", import_efficientat),
 }
-"""Kinds of checkpoints: the encoder that each becomes, and what reads it."""
+"""Kinds of checkpoints: the encoder that each becomes, and the function that reads it."""

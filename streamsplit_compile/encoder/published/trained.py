@@ -3,8 +3,8 @@
     trained = find_trained("mobilenet_v3_small", "speech-and-sounds")
     module = trained.build({})
 
-A file (`streamsplit.weights/1`) is a numpy archive of arrays alone. Those that come with an encoder's package stand in
-its folder `weights/` as `<encoder>.<name>.npz`; others are named by their path.
+A file (`streamsplit.weights/1`) is a numpy archive that holds only arrays. Files that come with an encoder's package
+are in its folder `weights/` as `<encoder>.<name>.npz`; others are given by their path.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _ABOUT, _HEAD, _TENSOR = "about", "head", "state."
 _MAX_BYTES = 1 << 30
 _MAX_ABOUT_BYTES = 1 << 20
 _KEPT_WHOLE = 1
-"""Dimensions up to which a tensor stays float32: biases and running statistics, little of the whole."""
+"""Tensors of up to this many dimensions stay float32: biases and running statistics, a small part of the file."""
 
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """What a training run leaves."""
+    """The result of a training run."""
 
     encoder: str
     config: dict[str, Any]
@@ -118,7 +118,7 @@ def find_trained(encoder: str, weights: str) -> TrainedWeights:
 
 
 def read_trained(path: Path) -> TrainedWeights:
-    """Read a file. Raises FormatError naming the field."""
+    """Read a file of trained weights. Raises FormatError naming the field."""
     data = io.BytesIO(read_bounded(path, _MAX_BYTES, FormatError))
     try:
         with zipfile.ZipFile(data) as archive:
@@ -155,7 +155,7 @@ def _about(entry: npt.NDArray[Any] | None, path: Path) -> dict[str, Any]:
 
 
 def _folder(encoder: str) -> Path:
-    """Where an encoder's package keeps weights, whether there is such a folder or not. Raises UsageError."""
+    """The folder for an encoder's weights in its package, which need not exist. Raises UsageError."""
     points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if encoder not in points:
         raise UsageError(f"unknown encoder {encoder!r}; registered: {', '.join(sorted(points))}")
