@@ -1,10 +1,10 @@
-"""Accuracy behind a bottleneck by bytes a window, over all folds of labelled recordings.
+"""Measures accuracy after a bottleneck against bytes per window, over all folds of labelled recordings.
 
     python -m tools.bench_bottlenecks encoder.pt features.7 --audio recordings/ [--data esc10] [--steps 1000] [--alone]
 
 For each fold the bottleneck is fitted to the windows of the other folds' recordings, which also train a linear head on
-embeddings of the whole encoder. The fold's own windows then go through bottleneck, coding and suffix to that head. With
-`--alone` each width is trained by itself, too: how many bytes does the nested one take for the same cosine?
+the whole encoder's embeddings. The fold's own windows then go through bottleneck, coding and suffix to that head. With
+`--alone` each width is also trained on its own, to compare the bytes of the nested bottleneck at the same cosine.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from streamsplit_compile.encoder.segment import run_segments, split
 
 Array = npt.NDArray[np.float32]
 _DRAWS = 2000
-"""Of the bootstrap."""
+"""Draws of the bootstrap."""
 
 
 def main() -> None:
-    """Print one line for each width: bytes, cosine, accuracy by clip and its difference to the whole encoder's."""
+    """Print one line for each width: bytes, cosine, accuracy by clip and its difference from the whole encoder's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoder", type=Path)
     parser.add_argument("cut")
@@ -80,18 +80,18 @@ def main() -> None:
 
 
 def _trained(cut: Cut, data: Fitted, steps: int, width: int | None) -> Bottleneck:
-    """For all widths at once, or for one alone."""
+    """Train the bottleneck for all widths at once, or for one width alone."""
     with tempfile.TemporaryDirectory() as checkpoints:
         return fit(cut, data, steps, 0, Path(checkpoints), widths=None if width is None else [width])
 
 
 class Found:
-    """What was found of each width, over folds."""
+    """The results for each width, over folds."""
 
     def __init__(self, cut: str) -> None:
         self.cut = cut
         self.plain: list[npt.NDArray[np.bool_]] = []
-        """Which clips are right with the whole encoder's embeddings."""
+        """Which clips get the right label from the whole encoder's embeddings."""
         self.right: dict[int, list[npt.NDArray[np.bool_]]] = {}
         self.sizes: dict[int, list[float]] = {}
         self.cosines: dict[int, list[float]] = {}
@@ -103,7 +103,7 @@ class Found:
         whole: Array,
         through: Iterable[tuple[int, Array, list[int]]],
     ) -> None:
-        """The clips of a fold: what the encoder makes of them (clips, windows, d), and what each width does."""
+        """Add the clips of a fold, by the encoder's embeddings (clips, windows, d) and by those of each width."""
         self.plain.append(head.predict(whole.mean(1)) == labels)
         for width, embeddings, sizes in through:
             self.right.setdefault(width, []).append(head.predict(embeddings.mean(1)) == labels)
@@ -111,7 +111,7 @@ class Found:
             self.cosines.setdefault(width, []).extend((embeddings * whole).sum(-1).ravel().tolist())
 
     def tell(self) -> None:
-        """A line for each width."""
+        """Print a line for each width."""
         plain = np.concatenate(self.plain)
         print(f"{self.cut}: whole encoder {plain.mean():.4f} of {len(plain)} clips")
         for width, parts in self.right.items():
@@ -126,10 +126,10 @@ class Found:
 
 
 def nested_share(nested: Found, alone: Found, width: int) -> float:
-    """How many bytes the nested bottleneck takes of those that a width trained alone takes, for the same cosine.
+    """Bytes of the nested bottleneck over those of a width trained alone, at the same cosine.
 
-    Between the nested one's widths, and beyond them, the logarithm of bytes follows that of what is missing to a cosine
-    of 1 along straight lines. A nested cosine that is never reached gives what the line through the two widest says.
+    Between and beyond the nested one's widths, log(bytes) is taken as piecewise linear in log(1 - cosine); a cosine
+    that the nested one never reaches is extrapolated from the two widest.
     """
     missing = np.array([1 - np.median(found) for found in nested.cosines.values()])
     sizes = np.array([np.mean(found) for found in nested.sizes.values()])
@@ -152,8 +152,8 @@ def cut_of(name: str, node: str, shape: tuple[int, ...]) -> Cut:
 def _through(
     block: Bottleneck, data: Fitted, heard: torch.Tensor, only: int | None
 ) -> Iterator[tuple[int, Array, list[int]]]:
-    """For each width, or for one, the embeddings (clips, windows, d) of activations (clips, windows, ...), and each
-    one's bytes.
+    """For each width, or only one, the embeddings (clips, windows, d) of activations (clips, windows, ...), with the
+    bytes of each window.
     """
     with torch.inference_mode():
         codec = LatentCodec(coding_tables(quantise(_encoded(block, data.activations))), block.latent_shape)
@@ -172,7 +172,7 @@ def _encoded(block: Bottleneck, activations: torch.Tensor) -> Array:
 
 
 def interval(plain: npt.NDArray[np.bool_], found: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """95 % interval of the points lost, by a paired bootstrap over clips."""
+    """The 95 % interval of the points lost, by a paired bootstrap over clips."""
     lost = 100.0 * (plain.astype(float) - found.astype(float))
     random = np.random.default_rng(0)
     draws = [lost[random.integers(0, len(lost), len(lost))].mean() for _ in range(_DRAWS)]

@@ -1,11 +1,11 @@
-"""What a cascade gains: a small encoder on the device, a larger one on the server for windows the head is unsure of.
+"""Measures the gain of a cascade: a small encoder on the device, a larger one on the server for uncertain windows.
 
     python -m tools.bench_cascade encoder.pt head.json larger.pt ... --audio recordings/ [--no-publish]
 
 `recordings/esc10/labels.csv` and `recordings/speech_commands/labels.csv` name recordings with class and fold. Fold 5 is
 judged, by clip; the map from the larger encoder to the device's embeddings is fitted to windows of the other folds.
-What is shipped goes through Opus at 16 kbit/s as on a device, by the same gate; clips come in a random order. Several
-larger encoders (of several seeds) are averaged; the interval is the 95 % of a paired bootstrap over clips.
+As on a device, a gate chooses the windows to ship, which go through Opus at 16 kbit/s; clips come in a random order.
+Several larger encoders (of several seeds) are averaged; the interval is the 95 % one of a paired bootstrap over clips.
 """
 
 from __future__ import annotations
@@ -39,34 +39,34 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Heard:
-    """Windows of the fold that is judged, and what the device makes of them."""
+    """Windows of the fold that is judged, with the device's embeddings."""
 
     windows: Array
     """(n, samples)."""
     clips: npt.NDArray[np.int64]
-    """(n,) the clip each window is of."""
+    """(n,) the clip that each window belongs to."""
     labels: npt.NDArray[np.int64]
-    """(clips,) places among the head's labels."""
+    """(clips,) indices of the head's labels."""
     sets: npt.NDArray[np.str_]
-    """(clips,)."""
+    """(clips,) the data set that each clip belongs to."""
     own: Array
     """(n, d) embeddings of the device's encoder."""
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """What one order of the clips ships."""
+    """The windows that are shipped with one order of the clips."""
 
     chosen: Bools
-    """(n,)."""
+    """(n,) whether each window is shipped."""
     received: Array
-    """(n, samples) as the server decodes them; those that stay are as they were."""
+    """(n, samples) as decoded by the server; windows that are not shipped are unchanged."""
     payload: int
-    """Bytes of all payloads."""
+    """Bytes of all payloads together."""
 
 
 def hear(audio: Path, front_end: FrontEndInfo, head: Head, embed: Embed) -> tuple[Heard, Array]:
-    """Windows of the fold that is judged, and those (n, samples) of the others that a map is fitted to."""
+    """Windows of the fold that is judged, and windows (n, samples) of the other folds that the map is fitted to."""
     every = [(clip, name) for name in SETS for clip in read_clips(audio / name / "labels.csv")]
     judged = [(clip, name) for clip, name in every if clip.fold == HELD_OUT_FOLD]
     known = [clip for clip, _ in every if clip.fold != HELD_OUT_FOLD]
@@ -83,13 +83,13 @@ def hear(audio: Path, front_end: FrontEndInfo, head: Head, embed: Embed) -> tupl
 
 
 def ship(heard: Heard, choose: Bools | MostUncertain, entropies: Array, front_end: FrontEndInfo, order: int) -> Shipped:
-    """Play the clips in a random order and ship what a gate, or what was chosen, says (`opus`)."""
+    """Play the clips in a random order and ship windows chosen by a gate or in advance, as Opus."""
     hop, size = front_end.hop_samples, front_end.window_samples
     encoder = AudioStreamEncoder("opus", front_end.sample_rate, size, hop, KBPS)
     chosen, received, payload, index = np.zeros(len(entropies), np.bool_), heard.windows.copy(), 0, 0
     for clip in np.random.default_rng(order).permutation(np.unique(heard.clips)):
         decoder = AudioStreamDecoder("opus", front_end.sample_rate, size, hop)
-        index += 1  # nothing goes on from one clip to the next
+        index += 1  # a gap, so that no stream continues from one clip to the next
         for place in np.flatnonzero(heard.clips == clip):
             index += 1
             chosen[place] = choose.ships(entropies[place]) if isinstance(choose, MostUncertain) else choose[place]
@@ -100,14 +100,14 @@ def ship(heard: Heard, choose: Bools | MostUncertain, entropies: Array, front_en
 
 
 def right(scores: npt.NDArray[np.float64], heard: Heard) -> Bools:
-    """(clips,) whether the label with the best mean score is the clip's; clips without a window are wrong."""
+    """Whether the label with the best mean score is right, (clips,); clips without a window count as wrong."""
     audible, found = np.unique(heard.clips), np.zeros(len(heard.labels), np.bool_)
     found[audible] = mean_by_group(scores, heard.clips).argmax(1) == heard.labels[audible]
     return found
 
 
 def measure(encoder: Path, head_file: Path, larger: Sequence[Path], audio: Path, share: float) -> Section:
-    """The figures."""
+    """Measure the figures."""
     loaded, head = load_encoder(encoder), read_head(head_file)
     size = loaded.window_samples
     front_end = FrontEndInfo(sample_rate=loaded.sample_rate, window_samples=size, hop_samples=size // 2, details={})

@@ -1,8 +1,8 @@
-"""Measure the compiler: chained blocks against one session, cold and incremental compiles, patches, the cost model.
+"""Measures the compiler: chained blocks against one session, cold and incremental compiles, patches, the cost model.
 
     python -m tools.bench_compiler [--quick]
 
-Everything is a ratio or a median within one run; absolute times are of this machine.
+All figures are ratios or medians within one run; absolute times hold for this machine.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from tools.benchmarks import Section, publish
 
 ENCODERS = ("resnet18", "mobilenet_v3_small", "efficientnet_b0")
 LOADS = 8
-"""How often the compared sessions are loaded again."""
+"""How many times the compared sessions are loaded."""
 BURST = 5
-"""Calls that are timed together."""
+"""Number of calls that are timed together."""
 WEIGHTS = "SSC_TEST_WEIGHTS"
-"""Directory that may hold EfficientAT's checkpoint; with it `mn` is measured too."""
+"""Variable that may name a directory with EfficientAT's checkpoint; with it `mn` is measured too."""
 
 
 def measure(work: Path, quick: bool) -> Section:
@@ -70,7 +70,7 @@ def measure(work: Path, quick: bool) -> Section:
 
 
 def import_mn(work: Path) -> list[str]:
-    """The pretrained `mn` if its weights are available."""
+    """Import the pretrained `mn` if its weights are available."""
     found = sorted(Path(os.environ.get(WEIGHTS, "/nonexistent")).glob("mn*_as_*.pt"))
     if not found:
         print(f"{WEIGHTS} names no EfficientAT checkpoint: mn is left out", file=sys.stderr)
@@ -102,10 +102,10 @@ def _bundle(
 
 
 def _chain_ratio(work: Path, name: str, variant: str, rounds: int) -> float:
-    """Processor time of the blocks in a chain over that of the same encoder as one session, one thread.
+    """Processor time of a chain of blocks over that of the same encoder as one session, on one thread.
 
-    Where the loader puts weights and buffers moves either by a few percent, so both are loaded anew several times, in
-    turn the one and the other first: what comes first is 2 % slower, of two that are the same too.
+    The addresses of weights and buffers change either time by a few percent, so both are loaded several times, taking
+    turns in going first: the first is 2 % slower, even of two identical ones.
     """
     chain = _bundle(work / name, name, "auto", formats=("onnx", "tflite"))
     whole = _bundle(work / name, name, "1", formats=("onnx", "tflite"))
@@ -114,16 +114,16 @@ def _chain_ratio(work: Path, name: str, variant: str, rounds: int) -> float:
     for load in range(LOADS):
         prefixes = [Prefix(bundle, variant) for bundle in (chain, whole)]
         for prefix in prefixes if load % 2 else reversed(prefixes):
-            prefix.embed(window)  # it loads its blocks now
+            prefix.embed(window)  # loads the blocks
         ratios.append(_interleaved(*(partial(prefix.embed, window) for prefix in prefixes), rounds))
     return statistics.median(ratios)
 
 
 def _interleaved(first: Callable[[], object], second: Callable[[], object], rounds: int) -> float:
-    """Median of the ratios of neighbouring bursts, the order alternating.
+    """Median of the ratios of neighbouring bursts, in alternating order.
 
-    Other programs' time does not count, and the first call of a burst neither: it finds the other's weights in the
-    processor's caches, which on a device it never does.
+    Other programs' time does not count, nor does the first call of a burst: it finds the other session's weights in the
+    processor's caches, which never happens on a device.
     """
     ratios = []
     for index in range(-1, rounds // BURST):
@@ -166,7 +166,7 @@ def _recompiles(directory: Path, rounds: int) -> tuple[float, float]:
 
 
 def _affine_patch_share(directory: Path) -> float:
-    """Bytes of the patches for changed affine parameters over the bytes of the bundle's device files."""
+    """Bytes of the patches for changed affine parameters, as a share of the bundle's device files."""
     base = _bundle(directory, "resnet18", "auto", keep_norms=True)
     tensors = read_tensors(checkpoint(directory, "resnet18"))
     rng = np.random.default_rng(0)

@@ -1,9 +1,9 @@
-"""Measure the device: what it weighs, what it holds in memory, what it spends on a window besides the model.
+"""Measures the device: its size on disk, its memory, and its time for a window besides the model.
 
     python -m tools.bench_edge [--quick] [--minutes 20]
 
-Everything runs as on a device: environments made by pip with one extra each, `ssc edge run` as a process of its own,
-a real broker and server beside it. The soak plays a file ten times as fast as real time.
+Everything runs as on a device: pip makes an environment for each extra, `ssc edge run` is a separate process, and a
+real broker and server run beside it. The soak plays a file ten times as fast as real time.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from tools.edge_size import available, installed_mb, make_environment, torch_mb
 
 ENCODINGS = ("float32", "float16", "int8")
 LARGEST_CUT = "stem"
-"""What crosses most of the paper's cuts: 64 x 32 x 25 values behind ResNet-18's stem (docs/method.md, section 2)."""
+"""The largest of the paper's cuts: 64 x 32 x 25 values after ResNet-18's stem (docs/method.md, section 2)."""
 SPEED = 10.0
-_SETTLED = 0.5  # of a soak: memory is judged in its second half
+_SETTLED = 0.5  # share of a soak: memory is judged in its second half
 _SAMPLE_S = 1.0
 _STAY_AWAKE = """
 import os, sys
@@ -112,8 +112,8 @@ def compiled(
     formats: Sequence[Format] = ("onnx", "tflite"),
     calibrate: Path | None = None,
 ) -> Bundle:
-    """A fresh registered encoder below `work`, as `encoder.pt` with its bundle beside it; with recordings to calibrate
-    on its cuts have bottlenecks.
+    """Make a new registered encoder below `work`: `encoder.pt`, with its bundle beside it. If `calibrate` names
+    recordings, its cuts have bottlenecks.
     """
     directory = work / f"{name}-{cuts}"
     directory.mkdir()
@@ -128,7 +128,7 @@ def compiled(
 
 @contextlib.contextmanager
 def completing_server(work: Path, bundle: Bundle) -> Iterator[str]:
-    """A server that completes frames of a bundle and does not train; its broker's address."""
+    """Run a server that completes a bundle's frames and does not train; yields its broker's address."""
     port = free_port()
     root = bundle.path.parent
     command = [_ssc(), "server", "run", root / "encoder.pt", bundle.path, "--state", root / "server", "--port", port]
@@ -150,7 +150,7 @@ def completing_server(work: Path, bundle: Bundle) -> Iterator[str]:
 
 
 def _soak(python: Path, state: Path, broker: str, sound: Path, seconds: float) -> dict[str, Any]:
-    """A device from its own environment for so long: its memory once settled and how much it has grown, MB (1e6)."""
+    """Run a device from its own environment for `seconds`; returns its settled memory and the growth, MB (1e6)."""
     report = state.with_suffix(".json")
     command = [
         python.with_name("ssc"), "edge", "run", "--broker", broker, "--source", sound, "--target", "x86-64",
@@ -184,13 +184,14 @@ def _soak(python: Path, state: Path, broker: str, sound: Path, seconds: float) -
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Everything that runs now on the last processor, what is started on the others, and none of them halts: a virtual
-    processor that does loses its caches to its neighbours. What keeps them awake gives way to any other process.
+    """Move all running processes to the last processor, leave the others to processes started now, and keep these from
+    halting: a halted virtual processor loses its caches to its neighbours. The processes that keep them awake give way
+    to any other process.
     """
     *first, last = sorted(os.sched_getaffinity(0))
     for process in psutil.Process().children(recursive=True):
         for thread in process.threads():
-            with contextlib.suppress(ProcessLookupError):  # one that has ended
+            with contextlib.suppress(ProcessLookupError):  # the process has ended
                 os.sched_setaffinity(thread.id, {last})
     os.sched_setaffinity(0, first or {last})
     awake = [subprocess.Popen([sys.executable, "-c", _STAY_AWAKE, str(processor)]) for processor in (*first, last)]
@@ -229,7 +230,7 @@ def _model_ms(bundle: Bundle, quick: bool) -> float:
 
 
 def _codec(section: Section, work: Path) -> None:
-    """Milliseconds from the activation at the paper encoder's largest cut to its frame."""
+    """Measure the milliseconds from the activation at the paper encoder's largest cut to its frame."""
     bundle = compiled(work, "resnet18", LARGEST_CUT)
     cut, prefix = bundle.manifest.cut_named(LARGEST_CUT), Prefix(bundle)
     sound = soundscape(60.0, 16_000, seed=1)

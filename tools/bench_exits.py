@@ -1,15 +1,15 @@
-"""What first answers cost in accuracy, and how well novelty tells sounds that were never heard.
+"""Measures what first answers cost in accuracy, and how well novelty detects sounds that were never heard.
 
     python -m tools.bench_exits mn04=mn04.pt@features.7 small=encoder.pt@features.8 --audio recordings/ [--no-publish]
 
 Each argument is a name, a checkpoint and one of its cuts. For each fold the exit is fitted to the windows of the other
-folds' recordings, which also train a linear head on embeddings of the whole encoder. That head then judges the exit's
+folds' recordings, which also train a linear head on the whole encoder's embeddings. That head then judges the exit's
 embeddings of the fold's own clips.
 
-For novelty two classes are left out at a time: neither the exit nor the memory hears them. The memory is taught by the
-whole encoder's embeddings, as a server's answers teach it, and asked about windows of the fold's own clips of all
-classes. The area under the ROC curve is that of the windows of the two classes against the others', the mean over folds
-and pairs.
+For novelty two classes are left out at a time, from both the exit and the memory. The memory learns from the whole
+encoder's embeddings, as it does from a server's answers, and then judges windows of the fold's own clips of all
+classes. The area under the ROC curve is for telling windows of the two classes from the others; it is the mean over
+folds and pairs.
 """
 
 from __future__ import annotations
@@ -46,38 +46,38 @@ from tools.benchmarks import Section, publish, show
 Array = npt.NDArray[np.float32]
 _GOAL = "at most 4"
 _JUDGED_EVERY = 2
-"""Of a clip's windows, which overlap."""
+"""Every how many of a clip's overlapping windows one is judged."""
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What an encoder makes of labelled clips."""
+    """An encoder's results on labelled clips."""
 
     cut: Cut
     work: float
-    """Share of the multiply-adds past the front end that the prefix takes."""
+    """The prefix's share of the multiply-adds after the front end."""
     statistics: torch.Tensor
-    """(clips, windows, features) at the cut."""
+    """(clips, windows, features) that the exit at the cut uses."""
     whole: torch.Tensor
-    """(clips, windows, d)."""
+    """(clips, windows, d) embeddings of the whole encoder."""
     clips: Clips
 
     def exit_of(self, chosen: npt.NDArray[np.bool_]) -> ExitMap:
-        """The exit that is fitted to some clips (clips,)."""
+        """Fit the exit to the chosen clips (clips,)."""
         layout, at = exit_layout(self.cut), torch.from_numpy(chosen)
         assert layout is not None
         embeddings = self.whole[at].flatten(0, 1)
         return fit_exit(layout, self.statistics[at].flatten(0, 1), embeddings, basis_of(embeddings))
 
     def by_exit(self, early: ExitMap, chosen: npt.NDArray[np.bool_]) -> Array:
-        """Embeddings (clips, windows, d) of some clips."""
+        """The exit's embeddings (clips, windows, d) of the chosen clips."""
         with torch.inference_mode():
             found = early.from_statistics(self.statistics[torch.from_numpy(chosen)].flatten(0, 1)).numpy()
         return found.reshape(int(chosen.sum()), -1, found.shape[-1])
 
 
 def hear(path: Path, name: str, clips: Clips) -> Heard:
-    """Run an encoder on all clips and take what the exit at a cut sees."""
+    """Run an encoder on all clips and keep the statistics that the exit at a cut uses."""
     encoder = load_encoder(path)
     candidates = encoder.graph.candidates
     chosen = next(candidate for candidate in candidates if candidate.name == name)
@@ -100,7 +100,7 @@ def hear(path: Path, name: str, clips: Clips) -> Heard:
 
 
 def points_lost(heard: Heard) -> tuple[float, float, float, float, float]:
-    """Accuracy by clip of the whole encoder and of the exit, the interval of the points between, the median cosine."""
+    """Accuracy by clip of the whole encoder and of the exit, the interval of their difference, the median cosine."""
     clips, whole, by_whole, by_exit, cosines = heard.clips, heard.whole.numpy(), [], [], []
     for fold in np.unique(clips.folds):
         train, test = clips.folds != fold, clips.folds == fold
@@ -133,10 +133,10 @@ def novelty(heard: Heard) -> dict[str, float]:
 
 
 def kept(heard: Heard) -> dict[str, float]:
-    """Share of windows that a table's default thresholds ship, and accuracy by clip with what each window then says.
+    """Share of windows that a table's default thresholds ship, and accuracy by clip from each window's last answer.
 
-    The head is fitted as `ssc server label` does, with a temperature of the exit's; a clip's label is the best of its
-    windows' mean scores. `random` ships as many windows by chance.
+    The head is fitted as `ssc server label` does, with a temperature for the exit; a clip's label is the one with the
+    best mean score over its windows. `random` ships as many windows chosen at random.
     """
     clips, whole, shipped, right = heard.clips, heard.whole.numpy(), [], dict[str, list[npt.NDArray[np.bool_]]]()
     random = np.random.default_rng(0)
@@ -162,7 +162,7 @@ def kept(heard: Heard) -> dict[str, float]:
 
 
 def _head(heard: Heard, early: ExitMap, chosen: npt.NDArray[np.bool_]) -> Head:
-    """A head fitted to the windows of some clips."""
+    """Fit a head to the windows of the chosen clips."""
     windows = heard.whole.shape[1]
     labels = np.repeat(heard.clips.labels[chosen], windows)
     examples = Examples(
@@ -177,7 +177,7 @@ def _head(heard: Heard, early: ExitMap, chosen: npt.NDArray[np.bool_]) -> Head:
 
 
 def _pairs(clips: Clips) -> Iterator[tuple[Sequence[int], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]]:
-    """Two labels, the clips of the other folds, those of the fold."""
+    """Yields two labels to leave out, the clips of the other folds, and those of the fold."""
     labels = np.unique(clips.labels).tolist()
     for fold in np.unique(clips.folds):
         for place in range(0, len(labels) - 1, 2):

@@ -1,12 +1,12 @@
-"""What a head loses while its encoder goes on learning: ten releases, on clips that the head never saw.
+"""Measures what a head loses while its encoder goes on learning: ten releases, on clips that the head never saw.
 
     python -m tools.bench_heads encoder.pt --audio recordings/ [--seeds 3] [--releases 10] [--no-publish]
 
 For ESC-10 and Speech Commands (`recordings/<set>/labels.csv`): a head is fitted to folds 1 to 4, as `ssc server label`
 does; four devices play these folds without labels, and the server's trainer learns from a quarter of the windows at
 mixed cuts (`tools.sparse_training`). After each pass the head's own clips judge the averaged weights as the release
-gate does; those that are released bring the head fitted anew. Fold 5 is asked before and after. Beside it stands the
-first head, on the embeddings of the last release.
+gate does; a release comes with a refitted head. Fold 5 is judged before and after. For comparison, the first head is
+also judged on the embeddings of the last release.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from tools.benchmarks import Section, publish, show
 from tools.sparse_training import HELD_OUT_FOLD, Stage, TrainingRun, stage, train
 
 SETS = {"esc10": CLIP_SAMPLES, "speech_commands": SAMPLE_RATE}
-"""Samples of a recording."""
+"""Number of samples in a recording of each set."""
 _MOST_WINDOWS = 1024
 _MOST_CLIPS = 30
-"""Of each class and fold: training on all of Speech Commands takes hours."""
+"""The most clips of each class and fold: training on all of Speech Commands takes hours."""
 Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One set and seed: shares of fold 5's clips labelled correctly."""
+    """Shares of fold 5's clips labelled correctly, for one set and seed."""
 
     before: float
     after: float
-    """By the head of the last release."""
+    """With the head of the last release."""
     stale: float
-    """By the first head, on the embeddings of the last release."""
+    """With the first head, on the embeddings of the last release."""
     released: int
     refused: int
 
 
 def measure(encoder: Path, audio: Path, data: str, seed: int, releases: int, work: Path) -> Outcome:
-    """One run."""
+    """Do one run."""
     loaded, clips = load_encoder(encoder), load_clips(audio, data, SETS[data]).at_most(_MOST_CLIPS)
     staged = stage(loaded, clips, audio / data, work)
     first, kept = _head(staged)
@@ -86,7 +86,7 @@ def measure(encoder: Path, audio: Path, data: str, seed: int, releases: int, wor
 
 
 def _head(staged: Stage) -> tuple[Head, HeadClips]:
-    """A head of folds 1 to 4, and what a server keeps of their clips."""
+    """A head fitted to folds 1 to 4, and the clips as a server keeps them."""
     front_end, clips = staged.bundle.manifest.info.front_end, staged.clips
     known = np.flatnonzero(clips.folds != HELD_OUT_FOLD)
     embeddings = staged.embedded(staged.start)[known]
@@ -111,7 +111,7 @@ def _head(staged: Stage) -> tuple[Head, HeadClips]:
 
 
 def _right(staged: Stage, model: CutModel, head: Head) -> Bools:
-    """(clips,) which of fold 5's a head labels correctly, by its mean scores."""
+    """Which of fold 5's clips a head labels correctly, by mean scores, (clips,)."""
     out = staged.clips.folds == HELD_OUT_FOLD
     embeddings = staged.embedded(model)[out]
     scores = head.scores(embeddings).mean(axis=1).astype(np.float64)
@@ -120,7 +120,7 @@ def _right(staged: Stage, model: CutModel, head: Head) -> Bools:
 
 
 def main() -> None:
-    """Measure, and publish."""
+    """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoder", type=Path)
     parser.add_argument("--audio", type=Path, required=True)

@@ -1,12 +1,12 @@
-"""Today's checkout against an earlier version: what a window costs on the device, and how fast the server drains.
+"""Compares this checkout with an earlier version: a window's cost on the device, and how fast the server drains.
 
     python -m tools.bench_house [--against DIR] [--pairs 15] [--ingest-pairs 7] [--no-publish]
 
-The earlier version is a clone with a virtual environment of its own, made below .cache when it is not there, with the
-same versions of all packages. Each side runs in processes of its own, on the same weights and cuts; they take turns,
-and every pair of runs gives one ratio. 15 and 7 pairs take about 25 minutes on two cores, and 5 more when the clone has
-to be made first. Nothing else should run on the machine meanwhile. Pairs are kept in .cache/house: a run that was
-stopped continues from there as long as the packages have not changed since.
+The earlier version is a clone with its own virtual environment and the same versions of all packages; it is made below
+.cache if it is missing. Each side runs in its own processes, on the same weights and cuts; they take turns, and every
+pair of runs gives one ratio. 15 and 7 pairs take about 25 minutes on two cores, and 5 more if the clone has to be made
+first. Nothing else should run on the machine meanwhile. Pairs are kept in .cache/house, and an interrupted run
+continues from there as long as the packages have not changed since.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ class Checkout:
 
     @property
     def env(self) -> dict[str, str]:
-        """Of its processes: they import this checkout's packages alone."""
+        """Environment of its processes, which import only this checkout's packages."""
         return {**os.environ, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
 
     @property
     def ssc(self) -> Path:
-        """Its `ssc`, for its interpreter."""
+        """The path of its `ssc` command."""
         return self.python.with_name("ssc")
 
     def run(self, *arguments: object) -> str:
-        """Standard output of its interpreter. Raises SystemExit with the end of its output if it fails."""
+        """Run its interpreter; returns standard output. Raises SystemExit with the end of the output if it fails."""
         done = subprocess.run(
             [str(self.python), *map(str, arguments)],
             capture_output=True, text=True, check=False, env=self.env, cwd=self.root,
@@ -72,13 +72,13 @@ class Checkout:
         return done.stdout
 
     def check(self) -> None:
-        """Raises SystemExit unless it runs its own code."""
+        """Raise SystemExit unless it runs its own code."""
         found = Path(self.run("-c", "import runtime_edge; print(runtime_edge.__file__)").strip())
         if self.root not in found.parents:
             raise SystemExit(f"{self.name}: runs {found}, which is not below {self.root}; make its .venv anew")
 
     def packages(self) -> set[str]:
-        """What is installed, as `name==version`."""
+        """The installed packages, as `name==version`."""
         return set(self.run("-m", "pip", "freeze", "--exclude-editable").splitlines())
 
 
@@ -91,17 +91,17 @@ class Pair:
 
     @property
     def ratio(self) -> float:
-        """Today over the earlier version."""
+        """The figure of this checkout over the earlier version's."""
         return self.today / self.earlier
 
 
 def today() -> Checkout:
-    """What is checked out here."""
+    """The version that is checked out here."""
     return Checkout("today", ROOT, Path(sys.executable))
 
 
 def earlier(directory: Path) -> Checkout:
-    """The version to compare with; cloned from this checkout and installed when the directory is not there."""
+    """The version to compare with, cloned from this checkout and installed if the directory does not exist."""
     python = directory / ".venv" / "bin" / "python"
     if not directory.exists():
         print(f"cloning {EARLIER} into {directory}", flush=True)
@@ -119,7 +119,7 @@ def earlier(directory: Path) -> Checkout:
 
 
 def measured_code() -> str:
-    """Which code is measured: git's names of the packages' trees; empty when they hold changes without a commit."""
+    """Git's names of the packages' trees, which identify the measured code; empty if there are uncommitted changes."""
     packages = ("runtime_edge", "runtime_server", "streamsplit_compile", "models")
     if subprocess.check_output(["git", "status", "--porcelain", *packages], cwd=ROOT, text=True):
         return ""
@@ -128,7 +128,7 @@ def measured_code() -> str:
 
 
 def kept_pairs(file: Path, what: str, code: str) -> list[Pair]:
-    """Pairs of the same code that an earlier run left: lines of JSON with `code`, `what`, `today` and `earlier`."""
+    """Pairs of the same code kept by an earlier run: lines of JSON with `code`, `what`, `today` and `earlier`."""
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return [
         Pair(line["today"], line["earlier"]) for line in lines if code and (line["code"], line["what"]) == (code, what)
@@ -143,7 +143,7 @@ def taking_turns(
     file: Path = ROOT / ".cache" / "house" / "pairs.jsonl",
     code: str | None = None,
 ) -> list[Pair]:
-    """Measure both sides so many times, in turn; which one begins changes from pair to pair.
+    """Measure both sides `pairs` times in turn; the one that begins changes from pair to pair.
 
     Pairs of the same code that are in `file` are not measured again.
     """
@@ -162,8 +162,8 @@ def taking_turns(
 
 
 def bundle_of(bundle: Bundle, side: Checkout) -> Path:
-    """The bundle as a side makes it: the earlier version compiles the same weights itself, at the same cuts, since its
-    front end is another graph. It decides by today's tables, as it can read them.
+    """The bundle for a side: the earlier version compiles the same weights itself, at the same cuts, because its front
+    end is another graph. It uses today's tables, which it can read.
     """
     if side.name != EARLIER:
         return bundle.path
@@ -180,7 +180,7 @@ def bundle_of(bundle: Bundle, side: Checkout) -> Path:
 
 @contextlib.asynccontextmanager
 async def servers(sides: tuple[Checkout, Checkout], work: Path, bundle: Bundle) -> AsyncIterator[dict[str, str]]:
-    """A server of each side that completes frames and does not train; their brokers' addresses by side."""
+    """Run a server for each side that completes frames and does not train; yields the brokers' addresses by side."""
     urls = {}
     async with contextlib.AsyncExitStack() as running:
         for side in sides:
@@ -194,7 +194,7 @@ async def servers(sides: tuple[Checkout, Checkout], work: Path, bundle: Bundle) 
 
 
 async def overhead(section: Section, sides: tuple[Checkout, Checkout], work: Path, pairs: int, windows: int) -> None:
-    """What a window costs on a device besides the model (`tools.edge_overhead`), each with a server of its version."""
+    """Measure a window's cost on a device besides the model (`tools.edge_overhead`), with a server of its version."""
     sound, bundle = work / "sound.wav", compiled(work, ENCODER, formats=("onnx",))
     soundfile.write(sound, soundscape(60.0, 16_000, seed=0), 16_000, subtype="PCM_16")
     cuts: dict[str, Counter[str]] = {side.name: Counter() for side in sides}
@@ -212,14 +212,14 @@ async def overhead(section: Section, sides: tuple[Checkout, Checkout], work: Pat
         measured = taking_turns(f"overhead, {windows} windows", sides, pairs, measure)
     what = f"processor time of a window besides the model, {ENCODER}, {windows} windows a run"
     _ratio(section, "overhead", measured, "at most 1.03", what, "ms")
-    for side in sides if all(cuts.values()) else ():  # pairs that were kept do not say
+    for side in sides if all(cuts.values()) else ():  # pairs kept from earlier have no cuts
         section.detail(
             f"windows by cut, {side.name}", ", ".join(f"{cut} {n}" for cut, n in sorted(cuts[side.name].items()))
         )
 
 
 def ingest(section: Section, sides: tuple[Checkout, Checkout], work: Path, pairs: int, frames: int) -> None:
-    """Windows a second that a server drains, started anew each time, after it has drained a third as many.
+    """Measure the windows a second that a newly started server drains, after a warm-up with a third as many.
 
     Each server gets the frames that its own devices would send.
     """
@@ -253,7 +253,7 @@ def _ratio(section: Section, name: str, pairs: list[Pair], goal: str, what: str,
 
 
 def _surroundings(section: Section, sides: tuple[Checkout, Checkout]) -> None:
-    """Whatever could make the two differ besides their code."""
+    """Add everything besides the code that could make the two differ."""
     section.detail("processes that wanted to run when it began, mean of a minute", f"{os.getloadavg()[0]:.2f}")
     differing = sides[0].packages() ^ sides[1].packages()
     section.detail("packages that differ between the two environments", ", ".join(sorted(differing)) or "none")

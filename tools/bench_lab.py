@@ -1,12 +1,12 @@
-"""Measure StreamSplit against what people would use instead, in namespaces, and write docs/proof.md.
+"""Measures StreamSplit against its alternatives, in network namespaces, and writes docs/proof.md.
 
     python -m tools.bench_lab [--quick] [--encoder mn04.pt] [--audio recordings/] [--scenario lte]
     python -m tools.bench_lab --from a/bench.json --from b/bench.json [--page proof-zero]
 
-`--from` publishes what `ssc bench run` has measured, further files as further repetitions; with `--page` (of another
-target, say) on a page of its own in docs/, whose goals are not among the benchmarks. `--quick` takes one short run of
-each policy in `lte`; without it a scenario takes some 10 minutes for each encoder. Where namespaces are not permitted
-it says so and measures nothing.
+`--from` publishes measurements of `ssc bench run`, with further files as further repetitions; with `--page` (for
+example, of another target) they get their own page in docs/, whose goals are not among the benchmarks. `--quick` does
+one short run of each policy in `lte`; without it a scenario takes some 10 minutes for each encoder. If namespaces are
+not permitted, it says so and measures nothing.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def publish_bench(bench: PolicyBench, page: str = _PAGE, notes: Sequence[str] = ()) -> None:
-    """The page with its pictures, the figures for `ssc bench compare`, and the goals among the benchmarks."""
+    """Write the page with its pictures and the figures for `ssc bench compare`, and add the goals to the benchmarks."""
     title = "The proof" if page == _PAGE else f"The proof on {bench.target}"
     write_page(bench, _DOCS / f"{page}.md", title, points(), notes)
     (_DOCS / f"{page}.json").write_bytes(bench.to_json())
@@ -76,7 +76,7 @@ def publish_bench(bench: PolicyBench, page: str = _PAGE, notes: Sequence[str] = 
 
 
 def rows_section(bench: PolicyBench, prompt: str, thrifty: str) -> Section:
-    """Two policies of an encoder, held to what the paper has, each in the scenario in which it was played."""
+    """Compare two policies of an encoder, each in the scenario in which it was played, with the paper's goals."""
     command = "python -m tools.bench_lab --from ... --prompt ... --thrifty ..."
     found = Section("pay", "Two rows of the proof", command, "rows")
     lost = points().get(ENCODERS[0], {})
@@ -91,7 +91,7 @@ def rows_section(bench: PolicyBench, prompt: str, thrifty: str) -> Section:
     for goal in held:
         found.add(goal.name, goal.value, goal.goal, goal.why + _told_beside(goal))
     pages = [read_bench(path) for path in sorted(_DOCS.glob(f"{_PAGE}*.json"))]
-    pages = [one for one in pages if one.link_is]  # earlier ones reckoned energy without the radio of the link
+    pages = [one for one in pages if one.link_is]  # earlier ones counted energy without the link's radio
     compared = [(one.target, row) for one in pages for row in rows(one, points())]
     won = [f"{row.encoder} on {target} over {row.scenario}" for target, row in compared if row.wins]
     what = f"rows of {len(compared)} in which the table pays: {', '.join(won) or 'none'}; docs/proof.md says why not"
@@ -106,17 +106,17 @@ def _played(row: str) -> tuple[str, str]:
 
 
 def _action(policy: str) -> str:
-    """Of a policy that takes one."""
+    """The action of a policy that names one."""
     return policy.partition(":")[2]
 
 
 def _points_goal(name: str, lost: Mapping[str, float], answer: str, most: int) -> Goal:
-    """Raises KeyError for an answer whose points `tools.bench_pay` has not published."""
+    """A goal on an answer's points. Raises KeyError if `tools.bench_pay` has not published them."""
     return Goal(name, "2.2", lost[answer], f"at most {most}", f"{answer}, clips of fold 5 of both sets")
 
 
 def points() -> Points:
-    """What `tools.bench_pay` has published."""
+    """The points that `tools.bench_pay` has published."""
     pay = json.loads((_DOCS / "benchmarks.json").read_text())["pay"]
     return {name.removeprefix(POINTS_OF): of for name, of in pay.items() if name.startswith(POINTS_OF)}
 

@@ -1,9 +1,9 @@
-"""The front end: its share of a device's time, and whole encoders against an earlier version.
+"""Measures the front end's share of a device's time, and whole encoders against an earlier version.
 
     python -m tools.bench_lean [--against DIR] [--pairs 15] [--quick] [--no-publish]
 
-Times are `ssc profile`'s, of one thread, on the way that a device takes. The earlier version is that of
-`tools.bench_house`; each side compiles the same weights itself and is profiled in processes of its own, in turn. With
+Times come from `ssc profile` on one thread, with the code path that a device takes. The earlier version is the one from
+`tools.bench_house`; each side compiles the same weights itself and is profiled in its own processes, in turn. With
 SSC_TEST_WEIGHTS `mn04` has its published weights; times do not depend on them.
 """
 
@@ -47,7 +47,7 @@ class Profiled:
     bundle: Path
 
     def block_ms(self, runs: int) -> list[float]:
-        """Median time of each block, in a process of its own."""
+        """Median time of each block, measured in a separate process."""
         out = self.bundle.with_suffix(".profile.json")
         self.side.run(
             self.side.ssc, "profile", self.bundle, "--target", TARGET, "--variant", "onnx-fp32",
@@ -57,7 +57,7 @@ class Profiled:
         return times
 
     def embeddings(self, audio: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Of the windows of some audio, in order."""
+        """Embeddings of the windows of some audio, in order."""
         out = self.bundle.with_suffix(".npy")
         self.side.run("-c", _EMBED, self.bundle, audio, out)
         found: np.ndarray[Any, np.dtype[np.float32]] = np.load(out)
@@ -65,7 +65,7 @@ class Profiled:
 
 
 def compiled(side: Checkout, name: str, checkpoint: Path, work: Path) -> Profiled:
-    """The encoder as a side compiles it."""
+    """The encoder as one side compiles it."""
     bundle = work / f"{name}-{side.name}"
     side.run(side.ssc, "compile", checkpoint, "--targets", TARGET, "-o", bundle)
     return Profiled(side, bundle)
@@ -83,7 +83,7 @@ def checkpoint_of(name: str, work: Path) -> Path:
 
 
 def measure(sides: tuple[Checkout, Checkout], work: Path, pairs: int, runs: int, section: Section) -> None:
-    """Share, speedup and agreement of each encoder."""
+    """Measure share, speedup and agreement for each encoder."""
     audio = work / "audio.npy"
     np.save(audio, soundscape(1.0 + _COMPARED_WINDOWS / 2, 16_000, seed=5))
     worst = 0.0

@@ -1,21 +1,21 @@
-"""What learning is worth, on real recordings: before, after, after each term alone, and after everything as raw audio.
+"""Measures what learning gains on real recordings: before, after, with each term alone, and with all as raw audio.
 
     python -m tools.bench_learning [--quick] [--ablation] [--audio DIR] [--weights mn04_as_mAP_432.pt] [--kept FILE]
 
 Two starts, three seeds each. `random`: MobileNetV3-Small from random weights (the seed's). `room`: the AudioSet-trained
-mn04, and every recording heard by another microphone in another room (the seed's). Four devices play the recordings
-of ESC-10's folds 1 to 4, no labels are used, 75 % of the windows are missing and the rest comes from mixed cuts
-(`tools.sparse_training`). A linear probe (`tools.clip_probe`) then sees labels of folds 1 to 4 and is judged on fold 5.
-With `--ablation` the task alone, and with each term that the method compares, are measured instead, from both starts,
-with all windows and with a quarter of them.
+mn04, with every recording as heard by another microphone in another room (the seed's). Four devices play the recordings
+of ESC-10's folds 1 to 4 without labels; 75 % of the windows are missing and the rest comes from mixed cuts
+(`tools.sparse_training`). A linear probe (`tools.clip_probe`) then gets the labels of folds 1 to 4 and is judged on
+fold 5. With `--ablation`, the task alone and the task with each term that the method compares are measured instead,
+from both starts, with all windows and with a quarter of them.
 
-The recordings and the weights are not part of the project: `--audio` (or SSC_TEST_AUDIO) holds esc10/labels.csv and
-what it names, `--weights` (or SSC_TEST_WEIGHTS, a directory) is EfficientAT's checkpoint.
+The recordings and the weights are not part of the project: `--audio` (or SSC_TEST_AUDIO) is a folder with
+esc10/labels.csv and its recordings, `--weights` (or SSC_TEST_WEIGHTS, a directory) is EfficientAT's checkpoint.
 Without them nothing is measured.
 
-It takes hours. With `--kept FILE` every probe is kept there and not measured again, so that a run may be cut off
-and go on, and several may share the work: `--only random` and `--only room`, then one without to publish; `--seeds 1`
-measures the first seed alone. What was measured so far lies in docs/learning-probes.jsonl.
+It takes hours. With `--kept FILE` every probe is kept there and not measured again, so that an interrupted run can
+continue, and several runs can share the work: `--only random` and `--only room`, then one without either to publish;
+`--seeds 1` measures only the first seed. The measurements so far are in docs/learning-probes.jsonl.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tools.sparse_training import TERMS, Stage, TrainingRun, learn, stage
 
 SEEDS = range(3)
 TOLERATED = 0.022
-"""What mixed cuts with windows missing may cost against everything sent (docs/method.md, section 7)."""
+"""How much mixed cuts with missing windows may lose compared with sending everything (docs/method.md, section 7)."""
 _COLUMNS = "recordings and windows of fold 5, recordings and windows of all folds (%, ± over seeds)"
 _CHECKPOINT = "mn04_as_mAP_432.pt"
 
@@ -63,12 +63,12 @@ class StartingWeights:
 
 
 RANDOM = StartingWeights("random", "MobileNetV3-Small from random weights", 1e-3, 4)
-# What is trained already must be shown something harder: with the usual views it gained nothing.
+# Trained weights need harder views: with the usual ones they gained nothing.
 _HARDER = AugmentConfig(time_mask=0.5, frequency_mask=0.5, noise=0.3, mix=0.3)
 ROOM = StartingWeights("room", "AudioSet-trained mn04 in another room", 1e-4, 3, _HARDER)
 STARTS = (RANDOM, ROOM)
 FIRST_ROOM = 2
-"""Its settings were found in room 1, which is not measured."""
+"""The first room measured: the settings were tuned in room 1."""
 ARMS = {
     "task": TrainingRun(),
     "task, raw": TrainingRun(kept_share=1.0, raw=True),
@@ -85,14 +85,14 @@ _SAME = {"hybrid, sparse": "hybrid", "task, sparse": "task"}
 
 @dataclass
 class ProbedRuns:
-    """One probe for each seed, by start and arm."""
+    """The probes of all seeds, by start and arm."""
 
     kept: Path | None = None
-    """JSON lines of what was measured before; more are added."""
+    """File of earlier measurements as JSON lines, to which new ones are added."""
     probes: dict[tuple[str, str], list[Probed]] = field(default_factory=dict)
 
     def measured(self, start: str, seed: int, arm: str, measure: Callable[[], Probed]) -> Probed:
-        """Of the next seed: measured now, or before."""
+        """The probe of the next seed, measured now or kept from before."""
         key, probed = [start, seed, arm], None
         if self.kept is not None and self.kept.exists():
             for line in map(json.loads, self.kept.read_text().splitlines()):
@@ -107,11 +107,11 @@ class ProbedRuns:
         return probed
 
     def mean(self, start: str, arm: str, what: str = "window") -> float:
-        """Over the seeds."""
+        """The mean over the seeds."""
         return statistics.mean(getattr(probed, what) for probed in self.probes[start, arm])
 
     def told(self, start: str, arm: str) -> str:
-        """Mean and, with several seeds, standard deviation over the seeds of every number."""
+        """Text with each number's mean and, if there are several seeds, its standard deviation."""
         rows = [asdict(probed) for probed in self.probes[start, arm]]
         parts = []
         for name in rows[0]:
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class LearningBench:
-    """What is measured, and on what."""
+    """The measurements and their data."""
 
     clips: Clips
     audio: Path
@@ -162,7 +162,7 @@ class LearningBench:
     seeds: Sequence[int] = SEEDS
 
     def learning(self, starts: Sequence[StartingWeights]) -> Iterator[Section]:
-        """What was found so far, after each start."""
+        """Measure the runs; yields the results so far after each start."""
         section = _section("what learning is worth", "", "learning")
         gap = Section("objectives", "What is lost against raw audio", "python -m tools.bench_learning", "raw")
         for start in starts:
@@ -173,7 +173,7 @@ class LearningBench:
             yield gap
 
     def ablation(self, starts: Sequence[StartingWeights]) -> Iterator[Section]:
-        """Terms of the loss, from each start; what was found so far, after each."""
+        """Compare the loss's terms; yields the results so far after each start."""
         runs = {
             _ablated(term, arm): TrainingRun(TERMS[term], kept_share=share)
             for term in ABLATION
@@ -196,7 +196,7 @@ class LearningBench:
             yield section
 
     def _of_seed(self, start: StartingWeights, seed: int, runs: Mapping[str, TrainingRun]) -> None:
-        """What a probe makes of the start before anything is learnt, and after each run."""
+        """Probe a start before anything is learnt, and after each run."""
         with tempfile.TemporaryDirectory(prefix="ssc-bench-") as work:
             staged = functools.cache(lambda: self.stage(start, seed, Path(work)))
 
@@ -219,7 +219,7 @@ class LearningBench:
                 self.found.measured(start.name, seed, arm, after)
 
     def stage(self, start: StartingWeights, seed: int, work: Path) -> Stage:
-        """A seed's encoder and recordings."""
+        """The encoder and recordings of a seed."""
         if start is RANDOM:
             name, config, heard = "mobilenet_v3_small", {"seed": seed}, self.clips
             module, _ = new_encoder(name, config)

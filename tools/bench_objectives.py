@@ -1,4 +1,4 @@
-"""What contrastive objectives earn and cost: accuracy over steps and over joules, for thin batches and thin data.
+"""Measures what contrastive objectives gain and cost: accuracy over steps and joules, with small batches and few data.
 
     python -m tools.bench_objectives --audio recordings/ --meter rapl [--jobs 1] [--hours 8] [--publish]
 
@@ -8,11 +8,11 @@ from three seeds; then, at one seed each, with a half and a tenth of the windows
 16 take eight times the steps, so that every run sees as many windows. After every pass over the recordings a linear
 probe and the nearest neighbours are asked of fold 5.
 
-Every run is a process of its own on one core and leaves a line in `--kept`, which is not measured again; no run is
-begun after `--hours`, and what the bounds are about comes first. Runs beside each other (`--jobs`) are for a target's
-watts alone, which count a process's own seconds; a counter of the whole machine would add them up. `--publish` adds the
-lines to docs/energy-runs.jsonl, whose runs count as measured, too, so that the study may be done in pieces, and makes
-docs/energy.md of them all. Without recordings nothing is measured.
+Every run is a separate process on one core and adds a line to `--kept`, after which it is not measured again; no run
+starts after `--hours`, and the runs that have bounds come first. Use parallel runs (`--jobs`) only with a target's
+watts, which count each process's own seconds; a counter of the whole machine would add them up. `--publish` adds the
+lines to docs/energy-runs.jsonl, whose runs also count as measured, so that the study may be done in parts, and makes
+docs/energy.md from all of them. Without recordings nothing is measured.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
 SEEDS = range(3)
 PUBLISHED = DOCS / "energy-runs.jsonl"
 PASSES, LARGE, THIN, STEPS = 6, 128, 16, 3
-"""Passes over the recordings; the batches; and steps of the large one each time that devices have sent some."""
+"""Passes over the recordings; large and small batch size; steps with large batches each time that windows arrive."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One run."""
+    """The settings of one run."""
 
     objective: str
     share: float
@@ -75,7 +75,7 @@ class Arm:
     encoder: str = SMALL
 
     def __str__(self) -> str:
-        """For people."""
+        """The settings as text for people."""
         return f"{self.encoder}, {self.objective}, {self.share:.0%}, batches of {self.batch}, seed {self.seed}"
 
 
@@ -83,7 +83,7 @@ _NAMES = tuple(field.name for field in fields(Arm))
 
 
 def arms() -> list[Arm]:
-    """All of them, those first that the bounds are about."""
+    """All arms, those that have bounds first."""
     bounds = [arm for seed in SEEDS for arm in (Arm("simclr", 1.0, LARGE, seed), Arm(DEFAULT, 1.0, THIN, seed))]
     grid = [
         Arm(objective, share, batch, seed)
@@ -99,12 +99,12 @@ def arms() -> list[Arm]:
 
 @dataclass(frozen=True)
 class KeptRuns:
-    """Files of finished runs, a line of JSON each. New ones go to the last file."""
+    """Files of finished runs, one line of JSON for each. New runs go to the last file."""
 
     files: Sequence[Path]
 
     def read(self) -> dict[Arm, dict[str, Any]]:
-        """By arm. Raises UsageError for a line that is no run."""
+        """Read the runs by arm. Raises UsageError for a line that is not a run."""
         found = {}
         for file in self.files:
             for number, line in enumerate(file.read_text().splitlines() if file.exists() else (), 1):
@@ -116,14 +116,14 @@ class KeptRuns:
         return found
 
     def add(self, runs: Sequence[dict[str, Any]]) -> None:
-        """Behind those of the last file."""
+        """Append runs to the last file."""
         self.files[-1].parent.mkdir(parents=True, exist_ok=True)
         with self.files[-1].open("a") as lines:
             lines.writelines(json.dumps(run) + "\n" for run in runs)
 
 
 def staged(encoder: str, seed: int, audio: Path, work: Path, most: int | None) -> Stage:
-    """An encoder from random weights and the recordings, at most `most` of each class and fold."""
+    """An encoder with random weights, and the recordings: at most `most` of each class and fold."""
     clips = load_clips(audio, DATA, SAMPLE_RATE)
     clips = clips if most is None else clips.at_most(most)
     name, config = ENCODERS[encoder]
@@ -133,7 +133,7 @@ def staged(encoder: str, seed: int, audio: Path, work: Path, most: int | None) -
 
 
 def measured(arm: Arm, given: argparse.Namespace) -> dict[str, Any]:
-    """One run, in this process: what the embeddings were worth before, and after each pass with what it had taken."""
+    """Do one run in this process: accuracy before, and after each pass with the steps and energy used until then."""
     torch.set_num_threads(1)
     source = energy_source(given.meter)
     if source is None:
@@ -163,7 +163,7 @@ def measured(arm: Arm, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def asked(heard: Stage, model: Any) -> dict[str, float]:
-    """Accuracy on fold 5 of a linear probe and of the nearest neighbours."""
+    """Accuracies of a linear probe and of the nearest neighbours on fold 5."""
     embeddings, clips = heard.embedded(model), heard.clips
     out = torch.from_numpy(clips.folds == HELD_OUT_FOLD)
     flat, labels = torch.from_numpy(embeddings.mean(1)), torch.from_numpy(clips.labels)
@@ -176,7 +176,7 @@ def asked(heard: Stage, model: Any) -> dict[str, float]:
 def measure_all(
     given: argparse.Namespace, wanted: Sequence[Arm], kept: KeptRuns, clock: Callable[[], float] = time.monotonic
 ) -> None:
-    """Measure all runs that are not kept yet, each in a process of its own, until the hours are over."""
+    """Measure all runs that are not kept yet, each in a separate process, until the hours are over."""
     began, known, one_by_one = clock(), kept.read(), threading.Lock()
 
     def measure(arm: Arm) -> None:
@@ -195,7 +195,7 @@ def measure_all(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure what is not measured yet; nothing without the recordings."""
+    """Do the missing runs; without the recordings, do nothing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audio", type=Path, default=os.environ.get("SSC_TEST_AUDIO"))
     parser.add_argument("--meter", default="rapl", help="As of `ssc server run`.")

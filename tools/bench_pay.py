@@ -1,14 +1,14 @@
-"""How few bytes may be shipped of an encoder with a head, and how early it may answer, before its labels suffer.
+"""Measures how few bytes an encoder with a head can ship, and how early it can answer, before its labels suffer.
 
     python -m tools.bench_pay resnet18 bundle/ head.json --audio recordings/ [--components layer2.0] [--no-publish]
 
-`bundle/` was compiled on recordings that are not of fold 5, `head.json` is the encoder's head (`ssc encoder new` writes
-it). The clips of fold 5 of ESC-10 and Speech Commands (`recordings/<set>/labels.csv`) go through what devices and
-servers run: prefix, bottleneck, exit, coding, the rest of the blocks, at each width. A clip's label is the best of its
-windows' mean scores; the interval is the 95 % of a paired bootstrap over clips.
+`bundle/` was compiled on recordings outside fold 5, `head.json` is the encoder's head (`ssc encoder new` writes it).
+The clips of fold 5 of ESC-10 and Speech Commands (`recordings/<set>/labels.csv`) go through the same steps as on
+devices and servers: prefix, bottleneck, exit, coding, and the rest of the blocks, at each width. A clip's label is the
+one with the best mean score over its windows; the interval is the 95 % one of a paired bootstrap over clips.
 
-Beside it stand principal components of the channels alone, in some ranks and precisions, compressed by zstd, which need
-no training and no patches. They are fitted to windows of the other folds.
+For comparison there are principal components of the channels alone, in several ranks and precisions, compressed by
+zstd, which need no training and no patches. They are fitted to windows of the other folds.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ from tools.benchmarks import Section, publish, show
 from tools.reference.corpus import GATE_DB, HELD_OUT_FOLD, SETS
 
 MOST_WORK, MOST_LOST = 0.4, 1.0
-"""Of the multiply-adds past the front end, before a cut; points, on average."""
+"""Limits: the share of multiply-adds after the front end that come before a cut, and the points lost on average."""
 EXIT_WORK = 0.6
 POINTS_OF = "points_lost_of_"
-"""Before an encoder's name: the mapping of all that is published of it."""
+"""Prefix of the published mapping's name, before the encoder's name."""
 RANKS, BITS = (8, 12, 16), (4, 6)
 _LEVEL = 19
 _FITTED, _WINDOWS = 256, 2
-"""Recordings that components are fitted to, a window of each; windows at most of a clip that is judged."""
+"""Recordings that components are fitted to, with one window each; the most windows of a clip that are judged."""
 Array = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Those that are judged."""
+    """The clips that are judged."""
 
     windows: Array
     """(n, samples)."""
     owners: npt.NDArray[np.int64]
-    """(n,) the clip of each."""
+    """(n,) the clip that each window belongs to."""
     truth: npt.NDArray[np.int64]
-    """(clips,) places among the head's labels."""
+    """(clips,) indices of the head's labels."""
 
     def right(self, head: Head, embeddings: Array) -> Bools:
-        """(clips,) given the windows' embeddings (n, d); a clip without a window is wrong."""
+        """Which clips are right, (clips,), given the windows' embeddings (n, d); one without windows is wrong."""
         audible, found = np.unique(self.owners), np.zeros(len(self.truth), np.bool_)
         means = mean_by_group(head.scores(embeddings).astype(np.float64), self.owners)
         found[audible] = means.argmax(1) == self.truth[audible]
@@ -70,17 +70,17 @@ class Clips:
 
 @dataclass(frozen=True)
 class Way:
-    """One way of answering."""
+    """The results of one way of answering."""
 
     name: str
     lost: float
-    """Points."""
+    """Points of accuracy lost."""
     low: float
     high: float
     cosine: float
-    """Median, with the whole encoder's embedding."""
+    """Median cosine with the whole encoder's embedding."""
     payload: float = 0.0
-    """Mean bytes of a window."""
+    """Mean bytes per window."""
     p99: float = 0.0
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class Way:
 
 
 def clips_of(audio: Path, manifest: Manifest, head: Head) -> tuple[Clips, list[LabelledClip]]:
-    """What is judged, and the recordings of the other folds."""
+    """The clips that are judged, and the recordings of the other folds."""
     every = [clip for name in SETS for clip in read_clips(audio / name / "labels.csv")]
     judged = [clip for clip in every if clip.fold == HELD_OUT_FOLD]
     heard = windows_of(judged, manifest.info.front_end, _WINDOWS, GATE_DB)
@@ -98,7 +98,7 @@ def clips_of(audio: Path, manifest: Manifest, head: Head) -> tuple[Clips, list[L
 
 
 def work_before(manifest: Manifest) -> dict[str, float]:
-    """By cut, the share of the multiply-adds past the first block, which makes the image."""
+    """For each cut the share of the multiply-adds before it, not counting the first block, which makes the image."""
     info = manifest.info
     macs = [manifest.components[block].additional_metadata.ssc.macs for block in info.blocks]
     return {cut.name: sum(macs[1 : cut.index]) / sum(macs[1:]) for cut in info.cuts[1:]}
@@ -106,15 +106,15 @@ def work_before(manifest: Manifest) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Judge:
-    """Tells ways of answering by what the whole encoder makes of the same clips."""
+    """Compares ways of answering with the whole encoder on the same clips."""
 
     clips: Clips
     head: Head
     whole: Array
-    """(n, d)."""
+    """(n, d) embeddings of the whole encoder."""
 
     def way(self, name: str, found: Array, payloads: Sequence[int] = ()) -> Way:
-        """One of them, by its embeddings (n, d), which is printed, too."""
+        """Judge one way by its embeddings (n, d), and print the result."""
         plain, right = (self.clips.right(self.head, embeddings) for embeddings in (self.whole, found))
         norms = np.linalg.norm(self.whole, axis=1) * np.linalg.norm(found, axis=1)
         cosine = float(np.median((self.whole * found).sum(1) / np.maximum(norms, 1e-12)))
@@ -125,8 +125,8 @@ class Judge:
 
 
 def components(seen: Array, rank: int, bits: int, heard: Array) -> Iterator[tuple[Array, int]]:
-    """What arrives of activations (n, channels, ...) through so many principal components of their channels, and the
-    bytes of each. Every component has steps of its own, over the range that it has in those (m, channels, ...) `seen`.
+    """Send activations `heard` (n, channels, ...) through `rank` principal components of their channels; yields each as
+    received, and its bytes. Each component has its own step, from its range in `seen` (m, channels, ...).
     """
     channels = np.moveaxis(seen, 1, -1).reshape(-1, seen.shape[1]).astype(np.float64)
     mean = channels.mean(0)
@@ -144,7 +144,7 @@ def components(seen: Array, rank: int, bits: int, heard: Array) -> Iterator[tupl
 
 
 def by_components(bundle: Bundle, name: str, known: Sequence[LabelledClip], judge: Judge) -> list[Way]:
-    """Components of the channels at a cut, in every rank and precision."""
+    """Judge components of the channels at a cut, in every rank and precision."""
     prefix, cut = Prefix(bundle), bundle.manifest.cut_named(name)
     some = [known[place] for place in np.random.default_rng(0).permutation(len(known))[:_FITTED]]
     chosen = windows_of(some, bundle.manifest.info.front_end, 1, GATE_DB).embeddings
@@ -171,7 +171,7 @@ def by_components(bundle: Bundle, name: str, known: Sequence[LabelledClip], judg
 def measure(
     bundle: Bundle, head: Head, audio: Path, target: str, chosen: Sequence[str], beside: str | None
 ) -> tuple[list[Way], list[Way]]:
-    """The whole encoder, and chosen ways or Opus, every width and every exit; and components at a cut."""
+    """Judge the whole encoder with the chosen ways, or with Opus, every width and every exit; also the components."""
     manifest = bundle.manifest
     clips, known = clips_of(audio, manifest, head)
     every = [action_name(info.cut, 0, "exit") for info in manifest.info.exits]
@@ -185,7 +185,7 @@ def measure(
 
 
 def least(ways: Sequence[Way]) -> Way | None:
-    """The one of the fewest bytes that loses little; None where none does."""
+    """The way with the fewest bytes of those that lose little; None if none does."""
     return min((one for one in ways if one.lost <= MOST_LOST), key=lambda one: one.payload, default=None)
 
 

@@ -1,14 +1,14 @@
-"""What a newcomer gets: how long until the first right label on the page, and how often labels are right.
+"""Measures what a newcomer gets: the time until the first right label on the page, and how often labels are right.
 
     python -m tools.bench_product [--audio recordings/] [--no-publish]
 
-The first: this checkout's last commit is cloned into an empty directory and `make demo` is typed there, which makes an
-environment, installs, fetches recordings, compiles and streams. Meanwhile the page's JSON is asked for its events. The
-clock runs from the clone to the first event of a label that the demo's own terminal calls right for that device.
+For the time, this checkout's last commit is cloned into an empty directory and `make demo` is run there, which makes an
+environment, installs, fetches recordings, compiles and streams. Meanwhile the page's JSON is polled for events. The
+clock runs from the clone to the first event with a label that the demo's own terminal calls right for that device.
 
-The second: fold 5 of ESC-10 and of Speech Commands (`recordings/<set>/labels.csv`), whole, through the encoder and head
-that ship, compiled and run by the library that devices run (`runtime_edge.open`). Beside it
-stands what the demo's devices and server made of the demo's own recordings.
+For the labels, the whole fold 5 of ESC-10 and of Speech Commands (`recordings/<set>/labels.csv`) goes through the
+shipped encoder and head, compiled and run by the library that devices use (`runtime_edge.open`). The results of the
+demo's own devices and server on the demo's recordings are given for comparison.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LOOK_S, _PATIENCE_S = 0.5, 3600.0
 
 
 def right_of_fold(audio: Path, work: Path) -> dict[str, tuple[int, int]]:
-    """Clips labelled correctly, and all clips, by set: the class with the highest mean score over a clip's windows."""
+    """Counts of correctly labelled clips and of all clips, by set; labels have the highest mean score over windows."""
     ssc = [sys.executable, "-m", "streamsplit_compile"]
     encoder, bundle = work / "encoder.pt", work / "bundle"
     subprocess.run([*ssc, "encoder", "new", ENCODER, "--weights", WEIGHTS, "-o", encoder], check=True)
@@ -61,7 +61,7 @@ def right_of_fold(audio: Path, work: Path) -> dict[str, tuple[int, int]]:
 
 
 class Newcomer:
-    """Types what the README says, and looks at the page."""
+    """Types the commands in the README, and looks at the page."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._began = folder, time.monotonic()
@@ -72,7 +72,7 @@ class Newcomer:
         self._right: set[tuple[str, str]] = set()
 
     def plays(self) -> dict[str, Any]:
-        """Clone, `make demo`; returns the report's summary. Raises CalledProcessError."""
+        """Clone and run `make demo`; returns the report's summary. Raises CalledProcessError."""
         subprocess.run(["git", "clone", "--quiet", _ROOT, self._folder], check=True)
         environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
         command = ["make", "demo"]
@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _judge(section: Section, right: dict[str, tuple[int, int]]) -> None:
-    """What came of fold 5."""
+    """Add the results on fold 5."""
     hits, clips = (sum(counts[place] for counts in right.values()) for place in (0, 1))
     what = f"all {clips} clips of fold 5 of both sets, through the bundle by the library (`runtime_edge.open`)"
     section.add("demo_accuracy", hits / clips, "at least 0.85", what)
@@ -148,7 +148,7 @@ def _judge(section: Section, right: dict[str, tuple[int, int]]) -> None:
 
 
 def _tell(section: Section, newcomer: Newcomer, summary: dict[str, Any], load: float) -> None:
-    """What the newcomer saw."""
+    """Add what the newcomer saw."""
     heard, alone = summary["heard"], summary["heard"]["on_the_device_alone"]
     section.add(
         "first_event_s",

@@ -1,11 +1,12 @@
-"""TFLite with XNNPACK against onnxruntime, for each shipped encoder, in float32 and in int8.
+"""Compares TFLite with XNNPACK and onnxruntime, for each shipped encoder, in float32 and in int8.
 
     python -m tools.bench_runtimes [--audio recordings/] [--rounds 60] [--arm] [--publish]
 
 Both runtimes compute every block of one bundle on one thread in one process, in turn, as a device does. With
-`--audio` int8 is calibrated on recordings, which changes its scales and not its speed. SSC_TEST_WEIGHTS may name a
-directory with EfficientAT's checkpoint; with it `mn` is measured, too. `--arm` counts the instructions of a window on
-an emulated Cortex-A72 as well, some minutes for an encoder: they are not seconds, but the same on every machine.
+`--audio` int8 is calibrated on recordings, which changes its scales but not its speed. SSC_TEST_WEIGHTS may name a
+directory with EfficientAT's checkpoint; with it `mn` is also measured. `--arm` also counts the instructions of a window
+on an emulated Cortex-A72, which takes some minutes for each encoder: these are not seconds, but they are the same on
+every machine.
 """
 
 from __future__ import annotations
@@ -38,26 +39,26 @@ ARM_SITES = {
     "onnx": SITES[1],
     "tflite": SitePackages("ai-edge-litert", "tflite", "edge-tflite", ("ai-edge-litert==2.3.0", "numpy==2.4.6")),
 }
-"""What pip installs there today."""
+"""The versions that pip installs there today."""
 BURST = 5
-"""Windows that are timed together: a device whose model alone keeps the caches warm."""
+"""Windows that are timed together, as on a device on which only the model uses the caches."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """Medians of one encoder, milliseconds a window on one thread, and the spread of the ratio of a round."""
+    """Medians for one encoder, in milliseconds a window on one thread, and the spread of the ratios of the rounds."""
 
     ms: dict[str, float]
     rounds: dict[str, list[float]]
 
     def ratio(self, precision: str) -> float:
-        """Onnxruntime's time over TFLite's, median over the rounds: above 1, TFLite is the faster one."""
+        """Onnxruntime's time over TFLite's, median over the rounds: above 1, TFLite is faster."""
         onnx, tflite = self.rounds[f"onnx-{precision}"], self.rounds[f"tflite-{precision}"]
         return statistics.median(a / b for a, b in zip(onnx, tflite, strict=True))
 
 
 def compiled(name: str, work: Path, audio: Path | None) -> Bundle:
-    """A bundle with all four variants."""
+    """Compile a bundle with all four variants."""
     options = CompileOptions(
         [load_target("rpi4")], calibrate=audio, formats=("onnx", "tflite"), precisions=("fp32", "int8")
     )
@@ -65,7 +66,7 @@ def compiled(name: str, work: Path, audio: Path | None) -> Bundle:
 
 
 def measured(bundle: Bundle, rounds: int) -> Times:
-    """Every variant in turn, `rounds` times."""
+    """Time every variant in turn, `rounds` times."""
     prefixes = {variant: Prefix(bundle, variant, RuntimeOptions(threads=1)) for variant in VARIANTS}
     window = np.random.default_rng(0).normal(0, 0.1, bundle.manifest.info.front_end.window_samples).astype(np.float32)
     found: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
@@ -86,7 +87,7 @@ def instructions(bundle: Bundle, counter: InstructionCounter) -> dict[str, float
 
 
 def section_of(times: dict[str, Times], counts: dict[str, dict[str, float]], command: str) -> Section:
-    """What docs/benchmarks.md says."""
+    """The section for docs/benchmarks.md."""
     section = Section("lean", "TFLite against onnxruntime", command, "runtimes")
     for precision in ("fp32", "int8"):
         for name, of in times.items():
@@ -110,7 +111,7 @@ def section_of(times: dict[str, Times], counts: dict[str, dict[str, float]], com
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print and, when asked, publish."""
+    """Measure, print and, if asked, publish."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--audio", type=Path)
     parser.add_argument("--rounds", type=int, default=60)

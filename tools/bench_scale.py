@@ -1,9 +1,9 @@
-"""A server of two ranks and a cluster of three brokers: what a fleet costs, and what kills cost.
+"""Measures a server of two ranks and a cluster of three brokers: the cost of a fleet, and the effect of kills.
 
     python -m tools.bench_scale [--quick] [--minutes 10] [--audio DIR]
 
-The cost is measured at several numbers of devices without training and without kills, all on this machine, and a line
-is laid through it; then the fleet of `python -m tools.fleet` runs with a SIGKILL every minute.
+The cost is measured for several numbers of devices without training and without kills, all on this machine, and a line
+is fitted to it; then the fleet of `python -m tools.fleet` runs with a SIGKILL every minute.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _AUDIO = "SSC_TEST_AUDIO"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a number of devices, one window a second each, took per second of the measurement."""
+    """Resources used by a number of devices with one window a second each, per second of the measurement."""
 
     devices: int
     windows: float
     rank_cores: float
     """Processor seconds of all ranks."""
     broker_cores: float
-    """Of all brokers."""
+    """Processor seconds of all brokers."""
     rank_mb: float
     """Resident memory of all ranks at the end, MB (1e6 bytes)."""
     broker_mb: float
     disk_bytes: float
-    """By which the stream of frames grew on each broker."""
+    """Growth of the stream of frames on each broker."""
     reply_p50_ms: float
     reply_p95_ms: float
 
@@ -54,7 +54,7 @@ class MeasuredFleet(Fleet):
     cost: Cost
 
     async def meanwhile(self) -> None:
-        """Once everything runs, measure until shortly before the end."""
+        """Measure from when everything runs until shortly before the end."""
         await asyncio.sleep(_WARM_S)
         brokers = [found for place in range(self.config.brokers) if (found := self.brokers.process(place))]
         ranks = list(self.server.processes().values())
@@ -76,7 +76,7 @@ class MeasuredFleet(Fleet):
         )
 
     def _used(self, ranks: list[psutil.Process], brokers: list[psutil.Process]) -> tuple[float, float, float, float]:
-        """Windows, processor seconds of ranks and of brokers, bytes on one broker's disk, all until now."""
+        """Totals so far: windows, processor seconds of ranks and of brokers, bytes on one broker's disk."""
         windows = sum(device.accounting.acked for device in self.devices)
         rank_s, broker_s = (sum(sum(one.cpu_times()[:2]) for one in some) for some in (ranks, brokers))
         store = self.brokers.each[0].state / "jetstream"

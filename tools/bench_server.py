@@ -1,10 +1,10 @@
-"""A server's ingest: how much of what torch alone could do it does, how long answers take, whether it grows.
+"""Measures a server's ingest: its throughput against torch alone, how long answers take, and whether memory grows.
 
     python -m tools.bench_server [--quick] [--only ingest|soak] [--minutes 20]
 
-The server is a process of its own with the broker it starts. For the ratio it is stopped (SIGSTOP) while frames are put
-into the stream and then let run; in between, torch completes the same activations in batches and does nothing else.
-Answers are timed at half the rate that is asked of it, and at half the rate that came out. In the soak, memory is
+The server is a separate process with the broker it starts. For the ratio it is stopped (SIGSTOP) while frames are put
+into the stream and then continued; in between, torch completes the same activations in batches and does nothing else.
+Answers are timed at half the rate that is required, and at half the rate that was measured. In the soak, memory is
 watched at a steady rate.
 """
 
@@ -45,29 +45,29 @@ from tools.server_load import AnswerCounter, RecordedFrames, fill
 ENCODER = "mobilenet_v3_small"
 DEVICES = 200
 SOAK_RATE = 200.0
-"""Windows a second: each device's of one."""
+"""Windows a second: one for each device."""
 _BATCHES = (16, 32, 64)
 _ASKED = 0.8
-"""Of what torch alone does."""
+"""The required share of torch's throughput alone."""
 _READY_S = _DRAIN_S = 60.0
 _WARM_FRAMES = 8000
 _WARM_S = 10.0
-"""Of a run under load, in which memory is not looked at yet."""
+"""Seconds at the start of a run under load before memory is measured."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """Windows a second, one after the other."""
+    """Windows a second of each, measured one after the other."""
 
     server: float
     torch_graph: float
-    """Of the encoder's graph as it was exported."""
+    """The encoder's graph as it was exported."""
     torch_folded: float
-    """Of the blocks that the server uses."""
+    """The folded blocks that the server uses."""
 
 
 class ServerProcess:
-    """`ssc server run` without training, on one torch thread; of another checkout by its root and interpreter."""
+    """`ssc server run` without training, on one torch thread; `root` and `python` are for another checkout."""
 
     def __init__(
         self, directory: Path, encoder: Path, bundle: Path, root: Path | None = None, python: Path | None = None
@@ -83,7 +83,7 @@ class ServerProcess:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[psutil.Process]:
-        """The process, from when it answers until it has stopped. Raises LinkError when it does not start."""
+        """Run the process: enter when it answers, leave when it has stopped. Raises LinkError if it does not start."""
         with self.log.open("ab") as log:
             process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self._env, cwd=self._root)
         try:
@@ -111,7 +111,7 @@ class ServerProcess:
 
 
 async def drained(server: ServerProcess, process: psutil.Process, recorded: RecordedFrames, frames: int) -> float:
-    """Frames a second from a backlog; the first tenth, in which it wakes up, is not timed. Raises TimeoutError."""
+    """Frames a second drained from a backlog, without the first tenth, as a warm-up. Raises TimeoutError."""
     client = Client()
     await client.connect(server.url, name="bench")
     async with AnswerCounter().listening("127.0.0.1", server.port) as answers:
@@ -133,7 +133,7 @@ async def drained(server: ServerProcess, process: psutil.Process, recorded: Reco
 
 
 def completed(complete: Callable[[torch.Tensor], object], activations: torch.Tensor, seconds: float) -> float:
-    """Windows a second of torch alone, at the best of several batch sizes."""
+    """Windows a second by torch alone, at the best of several batch sizes."""
     best = 0.0
     for size in _BATCHES:
         batch = activations[torch.arange(size) % len(activations)]
@@ -150,7 +150,7 @@ def completed(complete: Callable[[torch.Tensor], object], activations: torch.Ten
 async def under_load(
     server: ServerProcess, process: psutil.Process, bundle: Path, cut: int, rate: float, seconds: float
 ) -> tuple[dict[str, Any], float]:
-    """What `tools.server_load` reports of a steady rate, and by how many MB (1e6 bytes) the server grew meanwhile."""
+    """The report of `tools.server_load` at a steady rate, and the server's growth meanwhile, MB (1e6 bytes)."""
     command = [
         *(sys.executable, "-m", "tools.server_load", "--broker", server.url, "--bundle", str(bundle)),
         *("--cut", str(cut), "--rate", str(rate), "--seconds", str(seconds), "--devices", str(DEVICES)),
@@ -168,7 +168,7 @@ async def under_load(
 
 
 class ServerBench:
-    """An encoder, its bundle, a server, and what devices ship at the middle cut."""
+    """An encoder, its bundle, a server, and the frames that devices ship at the middle cut."""
 
     def __init__(self, work: Path) -> None:
         torch.set_num_threads(1)
@@ -178,13 +178,13 @@ class ServerBench:
         self.server = ServerProcess(work, self.encoder, self.bundle)
 
     async def ingest(self, frames: int, rounds: int, seconds: float) -> Section:
-        """Throughput against torch alone, and answers under two loads for so many seconds each."""
+        """Measure throughput against torch alone, and answers under two loads for `seconds` each."""
         loaded, recorded = load_encoder(self.encoder), RecordedFrames(self._opened, self.cut, DEVICES)
         segments = cut_model(loaded.graph, self._opened, loaded.tensors).segments
         activations, served, cut = torch.from_numpy(recorded.activations), ServedBlocks(segments), self.cut
         found = []
         async with self.server.running() as process:
-            await drained(self.server, process, recorded, frames // 2)  # warm
+            await drained(self.server, process, recorded, frames // 2)  # warm-up
             for _ in range(rounds):
                 found.append(
                     Round(
@@ -203,7 +203,7 @@ class ServerBench:
         return _ingest(found, self._opened.manifest.info.cuts[cut].name, *reports)
 
     async def soak(self, rate: float, minutes: float) -> Section:
-        """Memory while so many windows a second come, after passes of every size were needed once."""
+        """Measure memory at `rate` windows a second, after every batch size has been used once."""
         recorded = RecordedFrames(self._opened, self.cut, DEVICES)
         async with self.server.running() as process:
             await drained(self.server, process, recorded, _WARM_FRAMES)

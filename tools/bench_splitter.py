@@ -1,4 +1,4 @@
-"""Measure the splitter: regret, training time, look-up, and how soon a device chooses anew.
+"""Measures the splitter: regret, training time, look-up, and how soon a device changes its choice.
 
     python -m tools.bench_splitter [--quick]
 
@@ -39,17 +39,17 @@ ENCODERS = ("resnet18", "mobilenet_v3_small")
 TARGETS = ("rpi4", "m2")
 SEEDS = range(5)
 HAIR = 1e-3
-"""Reward by which a table may miss a fixed cut that is itself the optimum: the table rounds its values to 0.001."""
+"""Reward a table may lose to a fixed cut that is itself the optimum: the table rounds its values to 0.001."""
 
 
 @dataclass
 class BenchedTable:
-    """What was measured, over encoders, targets and seeds."""
+    """The measurements, over encoders, targets and seeds."""
 
     regret: dict[str, list[float]] = field(default_factory=dict)
     train_s: list[float] = field(default_factory=list)
     gains: dict[str, list[float]] = field(default_factory=dict)
-    """By trace family: reward above the best fixed cut."""
+    """Reward above the best fixed cut, by trace family."""
     rule_gains: list[float] = field(default_factory=list)
     reactions: list[float] = field(default_factory=list)
     steady: list[int] = field(default_factory=list)
@@ -142,9 +142,9 @@ def _train(bundle: Bundle, target: str, seed: int, found: BenchedTable) -> Split
 
 
 def _judge(table: SplitterTable, case: str, seed: int, found: BenchedTable) -> None:
-    """Regret on all families together, gains on each, from seeds that training has not seen.
+    """Measure regret on all families together, and gains on each, with seeds that training has not seen.
 
-    So many traces because the optimum is worked out from the very traces it is played on: on a few it is too good.
+    Many traces are used because the optimum is computed from the traces it is played on: on a few it is too good.
     """
     unseen = seed + 7 * HELD_OUT
     found.regret.setdefault(case, []).append(evaluate(table, family_traces(tuple(FAMILIES), 128, 480, unseen)).regret)
@@ -156,7 +156,7 @@ def _judge(table: SplitterTable, case: str, seed: int, found: BenchedTable) -> N
 
 
 def _step(table: SplitterTable, cut_names: list[str], seed: int, steps: int, found: BenchedTable) -> None:
-    """Steps of link or load by at least a factor of three, from and to anything in the default range."""
+    """Measure steps of link or load by at least a factor of three, between any values in the default range."""
     quiet = msgspec.structs.replace(table, probe_rate=0.0)
     for index, (before, after, step_s) in enumerate(_steps(np.random.default_rng(seed), steps)):
         device = SteppedDevice(quiet, cut_names, before, after, step_s, 1000 * seed + index)
@@ -182,7 +182,7 @@ def _steps(random: np.random.Generator, steps: int) -> Iterator[tuple[StepCondit
 
 
 def _lookup_us(table: SplitterTable, bundle: Bundle) -> float:
-    """Median over rounds of the mean time of a choice, on conditions of all families."""
+    """Time of a choice under conditions of all families: the median of the rounds' means."""
     observed = observe(default_held_out(3))
     names = ("uncertainty", "cpu", "bandwidth_mbps", "rtt_ms")
     states = np.stack([observed[name][::8].ravel() for name in names], 1).tolist()

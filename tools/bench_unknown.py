@@ -1,9 +1,9 @@
-"""How well a head tells sounds that it was never taught from those that it knows.
+"""Measures how well a head tells sounds that it was never taught from those that it knows.
 
     python -m tools.bench_unknown encoder.pt --audio recordings/ [--no-publish]
 
-`recordings/esc10/labels.csv` names recordings with class and fold. Two classes at a time are left out of a head that is
-fitted as `ssc server label` does to four folds. Then windows and clips of the fifth are asked: whether the energy says
+`recordings/esc10/labels.csv` names recordings with class and fold. A head is fitted to four folds as `ssc server label`
+does, with two classes left out at a time. Windows and clips of the fifth fold are then judged: whether the energy says
 `unknown`, and whether a label is detected in at least one window, with the energy, with a label `background` that was
 fitted to two more classes, and with both.
 """
@@ -34,12 +34,12 @@ Array = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 Names = npt.NDArray[np.str_]
 _MOST = 8
-"""Windows of a clip."""
+"""The most windows of a clip."""
 _WAYS = ("nothing", "energy", "background", "both")
 
 
 def fits(names: Names, folds: npt.NDArray[np.int64]) -> Iterator[tuple[Names, Names, int]]:
-    """Two classes that are never heard, two others that are background, and the fold that is asked."""
+    """Yields two classes that are left out, two others that are background, and the fold that is judged."""
     classes = np.unique(names)
     for fold in np.unique(folds).tolist():
         for place in range(0, len(classes) - 1, 2):
@@ -47,21 +47,21 @@ def fits(names: Names, folds: npt.NDArray[np.int64]) -> Iterator[tuple[Names, Na
 
 
 def fitted(embeddings: Array, labels: Names, groups: npt.NDArray[np.int64]) -> Head:
-    """A head for some windows."""
+    """Fit a head to windows."""
     names = np.unique(labels)
     truth = labels[:, None] == names
     return fit_head(Examples(embeddings, tuple(map(str, names)), truth, groups, (1, 1)), "bench", "bench")
 
 
 def detected(head: Head, embeddings: Array, by_energy: bool) -> Bools:
-    """(windows,) whether a label is detected."""
+    """Whether a label is detected in each window, (windows,)."""
     scores = head.scores(embeddings)
     asked = head if by_energy else msgspec.structs.replace(head, min_energy=None)
     return np.array([bool(asked.detected(one, own)) for one, own in zip(embeddings, scores, strict=True)])
 
 
 def measure(encoder: Path, audio: Path) -> Section:
-    """The figures."""
+    """Measure the figures."""
     loaded = load_encoder(encoder)
     size = loaded.window_samples
     front_end = FrontEndInfo(sample_rate=loaded.sample_rate, window_samples=size, hop_samples=size // 2, details={})

@@ -1,11 +1,11 @@
-"""What crosses a device's interface: bytes beyond payload and embedding, both ways, in each way of sending.
+"""Measures the bytes on a device's interface beyond payload and embedding, in both directions, for each way of sending.
 
     python -m tools.bench_wire [--quick] [--seconds 120] [--only prompt,packed] [--no-publish]
 
-A real device, server and broker, with credentials, in two network namespaces joined by a cable (Linux, root). Bytes are
-the kernel's counts of the device's interface: every header from Ethernet upwards, acknowledgements of TCP, heartbeats
-and all. What the frames and replies hold is read on the broker's side. The waveform is a synthetic soundscape, unless
-recordings are given with --audio or SSC_TEST_AUDIO.
+A real device, server and broker, with credentials, run in two network namespaces joined by a virtual cable (Linux,
+root). Bytes are the kernel's counts for the device's interface, including every header from Ethernet upwards, TCP
+acknowledgements and heartbeats. The contents of frames and replies are read on the broker's side. The waveform is a
+synthetic soundscape, unless recordings are given with --audio or SSC_TEST_AUDIO.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ ENCODER, TARGET = "mn", "x86-64"
 _CHILD = (sys.executable, "-m", "runtime_server.harness.child")
 _START_S = 90.0
 _WARM_WINDOWS = 50
-"""By then the first reports have been sent, which come faster than the others."""
+"""Windows of warm-up, until the first reports, which come faster than the others, have been sent."""
 _AUDIO = "SSC_TEST_AUDIO"
-"""Where recordings are."""
+"""Variable that names the folder of recordings."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Mode:
 
     name: str
     options: tuple[str, ...]
-    """Of `ssc edge run`."""
+    """Options of `ssc edge run`."""
     goals: tuple[float | None, float | None]
     """Bytes a window beyond payload and embedding, up and down."""
     ships: bool = True
@@ -72,12 +72,12 @@ MODES = (
 )
 
 ARMS = ("prompt", "prompt-plain", "packed", "packed-plain", "kept", "hour")
-"""Those of a cut's bottleneck, and `plain` those of its activation in int8."""
+"""Arms that ship a cut's bottleneck; those with `plain` ship its activation in int8."""
 
 
 @dataclass
 class Contents:
-    """What frames and replies held, read on the broker's side."""
+    """The contents of frames and replies, read on the broker's side."""
 
     messages: int = 0
     windows: int = 0
@@ -89,11 +89,11 @@ class Contents:
     embeddings: int = 0
     mixtures: int = 0
     reply_bytes: int = 0
-    """Of replies, embeddings and mixtures included."""
+    """Bytes of replies, embeddings and mixtures included."""
     unreadable: int = 0
 
     async def on_frame(self, message: Msg) -> None:
-        """A frame on its way to the stream."""
+        """Count a frame on its way to the stream."""
         windows = decode_frame(message.data)
         self.messages += 1
         self.windows += len(windows)
@@ -101,7 +101,7 @@ class Contents:
         self.payload += sum(len(payload) for _, payload in windows)
 
     async def on_reply(self, message: Msg) -> None:
-        """A reply on its way to the device; the broker's acknowledgements do not come by here."""
+        """Count a reply on its way to the device; the broker's acknowledgements do not come through here."""
         try:
             replies = decode_replies(message.data)
         except Exception:
@@ -116,14 +116,14 @@ class Contents:
 
 @dataclass
 class Measured:
-    """One mode's traffic."""
+    """The traffic of one mode."""
 
     windows: int
     seconds: float
     traffic: Traffic
     contents: Contents
     up_parts: Counter[str]
-    """Bytes of all windows, by what they are."""
+    """Bytes of all windows, by their kind."""
     down_parts: Counter[str]
 
     @property
@@ -138,7 +138,7 @@ class Measured:
 
     @property
     def down_mb_hour(self) -> float:
-        """All that came down, MB (1e6) an hour."""
+        """All bytes received by the device, MB (1e6) an hour."""
         return self.traffic.down / self.seconds * 3600 / 1e6
 
 
@@ -146,7 +146,7 @@ class WireBench:
     """`async with WireBench(work, bundle) as bench: await bench.measure(...)`."""
 
     def __init__(self, work: Path, bundle: Bundle, devices: Sequence[str], *options: str) -> None:
-        """`options` are the server's."""
+        """`options` are those of the server."""
         self._work, self._bundle, self._devices, self._options = work, bundle, devices, options
         work.mkdir()
         self._network, self._children = Network(), Children(work)
@@ -183,7 +183,7 @@ class WireBench:
     async def measure(
         self, name: str, source: Path, seconds: float, options: Sequence[str], table: SplitterTable | None = None
     ) -> Measured:
-        """A device for so long. With a table it gets that one, and its bundle; otherwise it fetches the server's."""
+        """Run a device for `seconds`. It gets `table` and its bundle if one is given, else fetches the server's."""
         relay = Relay((SERVER_ADDRESS, self._port), None, lambda: socket_in(self._network.server))
         await relay.start()
         access = Access(self._work / "server")
@@ -245,7 +245,7 @@ def widest(bundle: Bundle, cut: str) -> str:
 
 
 def smallest_cut(bundle: Bundle) -> str:
-    """The cut, before the embedding, whose activation is smallest in int8."""
+    """The cut before the embedding with the smallest activation in int8."""
     cuts = bundle.manifest.info.cuts[1:-1]
     return min(cuts, key=lambda cut: cut.bytes.get("int8", 1 << 40)).name
 

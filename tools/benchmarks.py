@@ -1,4 +1,4 @@
-"""docs/benchmarks.json and docs/benchmarks.md: every number with its goal, its command and its machine."""
+"""Writes docs/benchmarks.json and docs/benchmarks.md: every number with its goal, its command and its machine."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _PACKAGES = ("torch", "onnxruntime", "onnx", "numpy")
 
 @dataclass
 class Section:
-    """One tool's numbers. Tools that share a key give their parts names, and keep to names of numbers of their own;
-    those in one mapping may be of several.
+    """One tool's numbers. Tools that share a key name their parts and use different names for their numbers; only a
+    mapping may have numbers of several tools.
     """
 
     key: str
@@ -31,24 +31,24 @@ class Section:
 
     @property
     def name(self) -> str:
-        """Of the block on the page and of the machine: `key`, or `key.part`."""
+        """Name of the block on the page and of the machine's entry: `key`, or `key.part`."""
         return f"{self.key}.{self.part}" if self.part else self.key
 
     def add(self, name: str, value: float, goal: str, what: str) -> None:
-        """A number that programs compare; `group.name` stands in a mapping `group`. No goal is an empty one."""
+        """Add a number for programs; `group.name` goes into a mapping `group`. An empty `goal` means there is none."""
         self.numbers[name] = round(value, 5)
         judged = f"{goal}, {_verdict(value, goal)}" if goal else ""
         self.rows.append((f"`{self.key}.{name}`", f"{value:.4g}", judged, what))
 
     def detail(self, what: str, value: str) -> None:
-        """A number for people only."""
+        """Add a number for people only."""
         self.rows.append(("", value, "", what))
 
 
 def publish(section: Section) -> dict[str, Any]:
     """Replace a section in both files; returns the JSON's contents.
 
-    Numbers of the other parts of its key stay as they are.
+    Numbers of other parts with the same key are kept.
     """
     path = DOCS / "benchmarks.json"
     content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -87,7 +87,7 @@ def _nested(numbers: dict[str, float]) -> dict[str, Any]:
 
 
 def _flat(nested: dict[str, Any]) -> dict[str, float]:
-    """The other way round."""
+    """`{"a": 1, "b": {"c": 2}}` as `{"a": 1, "b.c": 2}`."""
     found: dict[str, float] = {}
     for name, value in nested.items():
         found |= {f"{name}.{rest}": one for rest, one in value.items()} if isinstance(value, dict) else {name: value}
@@ -95,7 +95,7 @@ def _flat(nested: dict[str, Any]) -> dict[str, float]:
 
 
 def machine() -> dict[str, str]:
-    """Where the numbers were measured."""
+    """The machine on which the numbers were measured."""
     return {
         "date": date.today().isoformat(),
         "processor": _processor(),

@@ -1,4 +1,4 @@
-"""A linear probe whose strength never sees the fold it is judged on."""
+"""A linear probe whose penalty is chosen without the fold that it is judged on."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 _STRENGTHS = 10.0 ** np.arange(-1, 5)
-"""Ridge penalties to choose from, of standardised embeddings."""
+"""Ridge penalties to choose from, for standardised embeddings."""
 
 
 @dataclass(frozen=True)
 class Probed:
-    """Shares that are right."""
+    """Shares of right answers."""
 
     clip: float
-    """Of the held-out fold's recordings, by their mean embedding."""
+    """Share of the held-out fold's recordings, by their mean embedding."""
     window: float
-    """Of the held-out fold's windows."""
+    """Share of the held-out fold's windows."""
     clip_all: float
-    """Of all recordings, each judged by a probe on the other folds (cross-validation)."""
+    """Share of all recordings, each judged by a probe on the other folds (cross-validation)."""
     window_all: float
 
     def __str__(self) -> str:
@@ -33,8 +33,7 @@ def probe(
 ) -> Probed:
     """Probe embeddings (clips, windows, d) of recordings with int labels [clips] and folds [clips].
 
-    Ridge regression on the classes; the penalty is the one that does best in cross-validation over the folds that are
-    trained on.
+    Ridge regression on the classes, with the penalty that does best in cross-validation over the training folds.
     """
     count = embeddings.shape[1]
     clips = _clips(embeddings)
@@ -54,7 +53,7 @@ def probe(
 def probe_clips(
     embeddings: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], folds: npt.NDArray[np.int64], held_out: int
 ) -> float:
-    """`clip` of `probe` alone, in a tenth of the time."""
+    """Only the `clip` of `probe`, in a tenth of the time."""
     return _accuracy(_clips(embeddings), labels, folds, held_out)
 
 

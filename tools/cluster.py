@@ -1,13 +1,13 @@
-"""A cluster of brokers and a server of several ranks on this machine, to be killed at will.
+"""Runs a cluster of brokers and a server of several ranks on this machine, which can be killed at will.
 
     brokers = Brokers(directory, 3)
     await brokers.start()
     server = RankedServer(directory, encoder, bundle, brokers, world=2)
     await server.ready()
-    server.kill(1)                  # torchrun starts the ranks again
-    brokers.kill(0)                 # it is started again here
+    server.kill(1)                  # torchrun restarts the ranks
+    brokers.kill(0)                 # this module restarts the broker
 
-Real nats-server processes and a real torchrun; nothing but this module's own processes is signalled.
+It uses real nats-server processes and a real torchrun, and signals only its own processes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STOP_S = 60.0
 
 
 class Brokers:
-    """Brokers that find each other, each with a store of its own; one that dies is started again after a second."""
+    """Brokers in a cluster, each with its own store; one that dies is restarted after a second."""
 
     def __init__(self, directory: Path, count: int = 3) -> None:
         ports = free_ports(2 * count)
@@ -49,26 +49,26 @@ class Brokers:
         self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """All of them. Raises LinkError."""
+        """Start all brokers. Raises LinkError."""
         for broker in self.each:
             await broker.start()
         self._keepers = [asyncio.create_task(broker.keep_running()) for broker in self.each]
 
     async def stop(self) -> None:
-        """All of them."""
+        """Stop all brokers."""
         await cancel_all(self._keepers)
         for broker in self.each:
             await broker.stop()
 
     def process(self, place: int) -> psutil.Process | None:
-        """One broker's process, while it has one."""
+        """The process of one broker; None if it is not running."""
         with contextlib.suppress(OSError, ValueError, psutil.Error):
             found = psutil.Process(int((self.each[place].state / "broker.pid").read_text()))
             return found if found.name().startswith("nats-server") else None
         return None
 
     def kill(self, place: int) -> bool:
-        """SIGKILL; whether there was anything to kill."""
+        """Kill one broker with SIGKILL; returns whether it was running."""
         return _kill(self.process(place))
 
 
@@ -90,7 +90,7 @@ class RankedServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and do not wait for it."""
+        """Start it without waiting."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 list(map(str, self._command)),
@@ -101,7 +101,7 @@ class RankedServer:
             )
 
     async def ready(self) -> dict[str, Any]:
-        """Start it, and wait until every rank answers; the status then. Raises LinkError."""
+        """Start it and wait until every rank answers; returns the status then. Raises LinkError."""
         self.start()
         deadline = time.monotonic() + _READY_S
         while True:
@@ -114,12 +114,12 @@ class RankedServer:
             await asyncio.sleep(0.2)
 
     async def status(self) -> dict[str, Any]:
-        """What `ssc server status` would say. Raises LinkError."""
+        """The status that `ssc server status` shows. Raises LinkError."""
         async with Hub(self._hub_url, "fleet") as hub:
             return await hub.server_status()
 
     def processes(self) -> dict[int, psutil.Process]:
-        """The processes of the ranks that live now."""
+        """The processes of the ranks that are running now."""
         found = {}
         with contextlib.suppress(psutil.Error):
             assert self._process is not None
@@ -130,11 +130,11 @@ class RankedServer:
         return found
 
     def kill(self, rank: int) -> bool:
-        """SIGKILL one rank; whether there was anything to kill."""
+        """Kill one rank with SIGKILL; returns whether it was running."""
         return _kill(self.processes().get(rank))
 
     async def stop(self) -> int:
-        """SIGTERM to torchrun, which hands it on; its exit status. What does not end is killed."""
+        """Send SIGTERM to torchrun, which passes it on; returns its exit status. Processes that stay are killed."""
         assert self._process is not None
         ranks = self.processes().values()
         if self._process.poll() is None:

@@ -1,11 +1,11 @@
-"""`make device-archive`: what a Pi without a network needs to install `ssc`, in one file (docs/deployment.md).
+"""`make device-archive`: packs everything a Pi needs to install `ssc` offline into one file (docs/deployment.md).
 
 python -m tools.device_archive [--key signing.key] [-o DIRECTORY]
 
 dist/streamsplit-device-VERSION-aarch64.tar has the wheels of the extras edge, audio and metrics for the Pythons of
 Debian 12 and 13, a list of their checksums, and install.sh. The same sources and wheels give the same bytes.
 
-Exit codes: 0 done; 2 something cannot be had or was given wrongly, with one line that says what.
+Exit codes: 0 done; 2 something is not available or an argument is wrong, with one line that says what.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tools.arm.wheels import REPOSITORY
 
 EXTRAS = ("edge", "audio", "metrics")
 PYTHONS = ("3.11", "3.13")
-"""Of Debian 12 and 13, and so of Raspberry Pi OS."""
+"""The Pythons of Debian 12 and 13, and so of Raspberry Pi OS."""
 INSTALL = REPOSITORY / "deploy" / "install.sh"
 
 
 def main() -> int:
-    """Fetch, pack, sign."""
+    """Fetch, pack and sign."""
     parser = argparse.ArgumentParser(prog="python -m tools.device_archive", description=__doc__.split("\n")[0])
     parser.add_argument("-o", "--output", type=Path, default=REPOSITORY / "dist", help="folder of the archive [dist]")
     parser.add_argument("--key", type=Path, help="sign the archive with this key of `ssc key new` (minisign)")
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def fetch(directory: Path) -> None:
-    """Fill a directory with this project's wheel and all that it needs for each Python. Raises Unavailable."""
+    """Put this project's wheel and all its dependencies for each Python into a directory. Raises Unavailable."""
     wheels.pip("wheel", "--no-deps", "--wheel-dir", str(directory), str(REPOSITORY))
     wheels.make_source_only(directory)
     for python in PYTHONS:
@@ -62,7 +62,7 @@ def fetch(directory: Path) -> None:
 
 
 def pack(directory: Path, output: Path) -> Path:
-    """The archive of a directory of wheels."""
+    """Pack a directory of wheels into the archive."""
     files = {f"wheels/{path.name}": path.read_bytes() for path in directory.glob("*.whl")}
     (own,) = directory.glob("streamsplit_audio-*.whl")
     version = own.name.split("-")[1]
@@ -84,7 +84,7 @@ def pack(directory: Path, output: Path) -> Path:
 
 
 def sign(archive: Path, key: minisign.SecretKey) -> Path:
-    """The archive's signature, which the program minisign verifies."""
+    """Sign the archive, so that the program minisign can verify it; returns the signature's path."""
     signature = minisign.signature_path(archive)
     write_atomic(signature, minisign.sign(archive.read_bytes(), key, f"file:{archive.name}").encode())
     return signature

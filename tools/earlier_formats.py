@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote: for comparing with it, and for tests that it is still read."""
+"""Writes the formats of version 0.1.0, for comparisons and for tests that they can still be read."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def frame_v1(
     window: int, capture_ns: int, generation: int, cut: int, encoding: str, compressed: bool, uncertainty: float,
     payload: bytes,
 ) -> bytes:  # fmt: skip
-    """A frame as its devices send it (docs/formats.md)."""
+    """A frame as its devices sent it (docs/formats.md)."""
     fields = (1, window, capture_ns, generation, cut, WIRE_ENCODINGS.index(encoding), compressed, uncertainty)
     header = msgspec.msgpack.encode([*fields, zlib.crc32(payload)])
     return bytes((len(header),)) + header + payload
 
 
 def table_v1(table: SplitterTable, **changes: Any) -> bytes:
-    """The file of a table; `changes` are of its fields."""
+    """A table's file, with some fields changed."""
     fields = json.loads(table.to_json())
     fields["uplink"].pop("radio", None)
     costs = [{name: action[name] for name in Costs.__struct_fields__} for action in fields["costs"]]
@@ -38,7 +38,7 @@ def table_v1(table: SplitterTable, **changes: Any) -> bytes:
 
 
 def head_v1(head: Head, **changes: Any) -> bytes:
-    """The file of a head; `changes` are of its fields."""
+    """A head's file, with some fields changed."""
     fields = json.loads(head.to_json())
     for name in ("model", "temperature", "exit_temperatures", "background", "min_energy"):
         del fields[name]

@@ -1,10 +1,10 @@
-"""What a device spends on a window besides the model, in processor time of the whole process.
+"""Measures a device's time for a window besides the model, in processor time of the whole process.
 
     python -m tools.edge_overhead --broker nats://127.0.0.1:4222 --source sound.wav --target x86-64 --state DIRECTORY
 
-Runs a real device against a real broker, as `ssc edge run` does, and between one window and the next subtracts what
-the blocks of the encoder took from what all of the process's threads took: reading and cutting the audio, splitter,
-codec, spool, publishing, answers, memory, results, and whatever runs beside them. Prints JSON.
+Runs a real device with a real broker, as `ssc edge run` does. From the time that all threads of the process take
+between one window and the next it subtracts the time of the encoder's blocks. What remains is reading and cutting the
+audio, splitter, codec, spool, publishing, answers, memory, results, and anything that runs beside them. Prints JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WARM_UP = 40
 
 
 class MeasuredPrefix(Prefix):
-    """A prefix that adds up the processor time of its blocks, ms."""
+    """A prefix that sums the processor time of its blocks, ms."""
 
     model_ms = 0.0
 
@@ -58,14 +58,14 @@ STEPS = (
     ("memory", GaussianMemory, "update"),
     ("result", InFlight, "result"),
 )
-"""The named steps of a window; the rest is reading audio, threads that wake each other, and the broker's library."""
+"""The named steps of a window; the rest is reading audio, threads waking each other, and the broker's library."""
 
 
 class Notes:
-    """The processor time spent so far whenever a window is due; a sink that keeps nothing but the cuts."""
+    """Notes the processor time spent so far whenever a window is due; also a sink that keeps only the cuts."""
 
     def __init__(self, windows: int, steps: bool) -> None:
-        """With `steps`, which take time themselves to be timed."""
+        """With `steps`, each step is timed, which itself takes time."""
         self._windows = windows
         self.spent_ms: list[tuple[float, float]] = []
         self.by_thread: list[dict[str, float]] = []
@@ -76,7 +76,7 @@ class Notes:
                 self._watch(*step)
 
     def window(self) -> None:
-        """A window is due."""
+        """Note the time: a window is due."""
         self.spent_ms.append((time.process_time() * 1e3, MeasuredPrefix.model_ms))
         if len(self.spent_ms) in (WARM_UP, self._windows):
             self.by_thread.append(_thread_ms())
@@ -84,7 +84,7 @@ class Notes:
             times.append(0.0)
 
     def _watch(self, name: str, owner: Any, attribute: str) -> None:
-        """Add up the processor time of a function for each window."""
+        """Sum the processor time of a function for each window."""
         call, times = getattr(owner, attribute), self.steps_ms[name]
 
         @functools.wraps(call)
@@ -106,7 +106,7 @@ class Notes:
 
 
 def measure(config: DeviceConfig, windows: int, steps: bool) -> dict[str, Any]:
-    """Medians over the windows after the first 40, ms, and means by thread."""
+    """Measure medians over the windows after the first 40, ms, and means by thread."""
     notes, take = Notes(windows, steps), Pipeline.run_window
 
     def noted(pipeline: Pipeline, window: CapturedWindow) -> None:

@@ -1,9 +1,9 @@
-"""What a device's environment weighs: each extra installed into an environment of its own, by du.
+"""Measures the size of a device's environment with du: each extra is installed into its own environment.
 
     python -m tools.edge_size [--keep DIRECTORY] [EXTRA ...]
 
-An environment is made as on a device: no pip in it, nothing compiled ahead. What Python compiles while the device runs
-is part of the weight, so each is made to embed a window's worth of imports first.
+An environment is made as on a device: without pip, and with nothing compiled ahead. Bytecode that Python compiles while
+the device runs counts too, so each environment first imports everything that embedding a window needs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = ("edge", "edge-tflite", "edge-tflite-runtime")
 TFLITE_RUNTIME_PYTHON = (3, 11)
-"""The newest Python there is a tflite-runtime for."""
+"""The newest Python that has a tflite-runtime."""
 _RUNTIMES = {"edge": "onnxruntime", "edge-tflite": "ai_edge_litert.interpreter"}
 
 
@@ -45,7 +45,7 @@ def installed_mb(python: Path) -> float:
 
 
 def torch_mb() -> float:
-    """The same of torch alone, as it is installed here."""
+    """Disk used by torch alone, as installed here, in the same unit."""
     import torch
 
     return _du_mb(Path(torch.__file__).parent)[0][1]
@@ -57,7 +57,7 @@ def largest(python: Path, count: int = 8) -> list[tuple[str, float]]:
 
 
 def available(extra: str) -> bool:
-    """Whether this Python is one the extra is made for."""
+    """Whether the extra supports this Python."""
     return extra != "edge-tflite-runtime" or sys.version_info[:2] <= TFLITE_RUNTIME_PYTHON
 
 
@@ -78,7 +78,7 @@ def _run(*command: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print what each extra weighs."""
+    """Print the size of each extra."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("extras", nargs="*", default=[extra for extra in EXTRAS if available(extra)])
     parser.add_argument("--keep", type=Path, help="make the environments here and leave them")

@@ -1,9 +1,9 @@
-"""Compile public encoder families and write docs/encoders.md.
+"""Compiles public encoder families and writes docs/encoders.md.
 
-python -m tools.encoders_table --work work/                     all that work/ has no result of; then the page
-python -m tools.encoders_table --work work/ --only DAC,SEW      some, again
+python -m tools.encoders_table --work work/                     all without a result in work/; then the page
+python -m tools.encoders_table --work work/ --only DAC,SEW      these again
 
-Each is compiled in a process of its own, bounded in processor time and memory. An interrupted run goes on where it was.
+Each is compiled in a separate process with limits on processor time and memory. An interrupted run can be continued.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ TAIL = """
 
 
 def main() -> int:
-    """Run what is missing and write the page; 1 when a family ended in a traceback."""
+    """Compile the missing families and write the page; returns 1 if one ended in a traceback."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="directory of results")
     parser.add_argument("--only", help="names of families, with commas between: compiled again")
@@ -88,13 +88,13 @@ def main() -> int:
 
 
 def _results(names: Iterable[str], work: Path) -> dict[str, dict[str, Any]]:
-    """What is known by now, by family."""
+    """The results so far, by family."""
     paths = {name: work / f"{_slug(name)}.json" for name in names}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def _in_process(name: str, work: Path) -> dict[str, Any]:
-    """What a process of its own says of one family."""
+    """Compile one family in a separate process; returns its result."""
     command = [sys.executable, "-m", "tools.encoders_table", "--work", str(work), "--one", name]
 
     def bound() -> None:

@@ -1,8 +1,8 @@
-"""docs/energy.md: what contrastive objectives reached, for how many steps and joules, out of the runs of a study.
+"""Writes docs/energy.md from the runs of a study: what contrastive objectives reached, in how many steps and joules.
 
-A run is what `tools.bench_objectives` leaves: its arm and `points`, after each pass, with the accuracy of a linear
-probe and of the nearest neighbours, and with the steps, seconds and joules until then. Joules are those above idle
-where somebody has said what idle is: a run that waits for another one on the same machine is not charged for it.
+A run, as `tools.bench_objectives` writes it, has its arm and `points`: after each pass, the accuracies of a linear
+probe and of the nearest neighbours, and the steps, seconds and joules until then. Joules are those above idle if the
+idle power is given, so that a run is not charged for waiting for another one on the same machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tools.benchmarks import DOCS, Section
 LARGE, THIN = 128, 16
 OURS, OTHER = "neighbours", "simclr"
 WITHIN = 0.01
-"""Of accuracy: what counts as reached."""
+"""How far below an accuracy still counts as having reached it."""
 MOST_LOST, MOST_ENERGY = 1.0, 0.6
 Run = dict[str, Any]
 _COLOURS = {
@@ -36,49 +36,49 @@ _COLOURS = {
 
 
 def best(run: Run) -> float:
-    """The best accuracy of the probe after any pass."""
+    """The probe's best accuracy after any pass."""
     return max(float(point["probe"]) for point in run["points"][1:])
 
 
 def joules(point: dict[str, Any]) -> float:
-    """Taken until a point."""
+    """Joules used until a point."""
     above_idle = point["above_idle_joules"]
     return float(point["joules"] if above_idle is None else above_idle)
 
 
 def joules_until(run: Run, accuracy: float) -> float | None:
-    """Joules to the first pass that reached an accuracy of the probe; None if none did."""
+    """Joules until the first pass at which the probe reached an accuracy; None if none did."""
     return next((joules(point) for point in run["points"][1:] if point["probe"] >= accuracy), None)
 
 
 def at(run: Run, taken: Callable[[dict[str, Any]], float], most: float) -> float:
-    """The last accuracy before a run had taken more than so many steps or joules; that of the start for none."""
+    """The last accuracy before a run had used more than `most` steps or joules; the accuracy at the start if none."""
     return float([point for point in run["points"] if taken(point) <= most * (1 + 1e-9)][-1]["probe"])
 
 
 def select(runs: Sequence[Run], **wanted: object) -> list[Run]:
-    """Those with these fields."""
+    """The runs with these field values."""
     return [run for run in runs if all(run[name] == value for name, value in wanted.items())]
 
 
 @dataclass(frozen=True)
 class ThinBatches:
-    """Ours at batch 16 against SimCLR at 128, with all windows, seed by seed."""
+    """Our objective at batch 16 against SimCLR at 128, with all windows, seed by seed."""
 
     lost: list[float]
-    """Points between their best accuracies."""
+    """How many points our best accuracy is below SimCLR's."""
     energy: list[float | None]
-    """Joules of ours until its probe is within a point of SimCLR's best, over SimCLR's to its own; None: never."""
+    """Our joules until the probe is within a point of SimCLR's best, over SimCLR's until its best; None: never."""
 
     @property
     def mean_energy(self) -> float | None:
-        """None where a seed never got there."""
+        """The mean over the seeds; None if a seed never reached it."""
         known = [share for share in self.energy if share is not None]
         return statistics.mean(known) if len(known) == len(self.energy) else None
 
 
 def thin_batches(runs: Sequence[Run]) -> ThinBatches | None:
-    """None before a seed of both has been measured. They are of the first run's encoder."""
+    """Compare them for the first run's encoder; None until both have been measured with a common seed."""
     lost, energy = [], []
     for other in select(runs, objective=OTHER, batch=LARGE, share=1.0, encoder=runs[0]["encoder"]):
         same = {name: other[name] for name in ("share", "encoder", "seed")}
@@ -90,7 +90,7 @@ def thin_batches(runs: Sequence[Run]) -> ThinBatches | None:
 
 
 def section(runs: Sequence[Run], planned: int) -> Section:
-    """The figures with a bound."""
+    """The figures that have bounds."""
     found = Section("objectives", "What contrastive objectives cost", "python -m tools.bench_objectives", part="study")
     judged = thin_batches(runs)
     if judged is not None:
@@ -141,7 +141,7 @@ def write_page(runs: Sequence[Run], planned: int, page: Path = DOCS / "energy.md
 
 
 def _footing(runs: Sequence[Run]) -> list[str]:
-    """What counted the joules, on which machine, and how far one accuracy is to be trusted."""
+    """Lines on what counted the joules, on which machine, and how precise an accuracy is."""
     accuracy, asked = statistics.median(map(best, runs)), min(run["asked_of"] for run in runs)
     chance = 196 * math.sqrt(accuracy * (1 - accuracy) / asked)
     machines = {", ".join(f"{key} {value}" for key, value in run["machine"].items() if key != "date") for run in runs}
@@ -157,7 +157,7 @@ def _footing(runs: Sequence[Run]) -> list[str]:
 
 
 def _table(group: Sequence[Run]) -> list[str]:
-    """An objective and batch a row; equal steps and joules are the fewest that any run of the table took."""
+    """A table with a row for each objective and batch size; equal steps and joules are the fewest of any run in it."""
     steps = min(run["points"][-1]["steps"] for run in group)
     fewest = min(joules(run["points"][-1]) for run in group)
     rows = [
@@ -216,7 +216,7 @@ def _met(value: float, bound: float) -> str:
 
 
 def _ordering(group: Sequence[Run]) -> list[str]:
-    """Objectives by the joules until what all of them reach, beside what was published: SimCLR needs the least."""
+    """Order the objectives by joules until the accuracy that all reach; as published, SimCLR should need the least."""
     names = list(dict.fromkeys(run["objective"] for run in group))
     if len(names) < len(_COLOURS):
         return []
@@ -238,7 +238,7 @@ def _ordering(group: Sequence[Run]) -> list[str]:
 
 
 def _draw(group: Sequence[Run], title: str, out: Path) -> None:
-    """Accuracy of the probe over joules; whole lines for large batches, broken ones for thin ones."""
+    """Draw the probe's accuracy over joules: solid lines for large batches, dashed lines for small ones."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
     named = set()

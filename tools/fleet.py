@@ -1,8 +1,8 @@
-"""A fleet on this machine, while ranks and brokers are killed: what arrives, what is lost, what is answered wrongly.
+"""Runs a fleet on this machine while killing ranks and brokers, and counts windows lost and answered wrongly.
 
     python -m tools.fleet [--devices 200] [--minutes 10] [--kill-every-s 60] [--ranks 2] [--brokers 3] [--audio DIR]
 
-A device here is a device's own link, spool and delivery (connection, message ids, reply inbox, acknowledgements,
+Its devices use a real device's link, spool and delivery (connection, message ids, reply inbox, acknowledgements,
 repetition); only microphone and encoder are replaced by recorded activations, one window a second. Prints JSON.
 """
 
@@ -51,18 +51,18 @@ from tools.cluster import Brokers, RankedServer
 
 DEADLINE_S = 1.0
 TOLERANCE = 5e-3
-"""Between an answer (int8, completed in whatever batch it came in) and the embedding computed here."""
+"""Largest allowed difference between an answer (int8, in any batch) and the embedding computed here."""
 _RECORDED = 257
-"""A prime, so that devices in step do not ship the same activation."""
+"""The number of recorded windows: a prime, so that devices in step do not ship the same activation."""
 _SPOOL_BYTES = 64 << 20
 _SETTLE_S = 180.0
 
 
 class FleetRecordings:
-    """Activations of recordings at several cuts, and the embedding that a right answer to each brings."""
+    """Activations of recordings at several cuts, each with the embedding of a right answer."""
 
     def __init__(self, bundle: Bundle, encoder: Path, audio: Path | None, cuts: list[int] | None = None) -> None:
-        """`cuts`: those that are shipped, in turn [default: all behind the front end that can be trained on]."""
+        """`cuts` are shipped in turn [default: all after the front end that can be trained on]."""
         info, loaded = bundle.manifest.info, load_encoder(encoder)
         front = info.front_end
         windows, _ = calibration_windows(
@@ -83,26 +83,26 @@ class FleetRecordings:
         self._expected = np.stack(expected)
 
     def frame(self, device: int, window: int) -> bytes:
-        """What a device ships for a window."""
+        """The frame that a device ships for a window."""
         cut, compressed, payload = self._payloads[self._place(device, window)]
         return encode_frame(window, time.time_ns(), self._number, cut, "int8", compressed, 0.5, payload)
 
     def belongs(self, device: int, window: int, reply: Reply) -> bool:
-        """Whether an answer has that window's embedding."""
+        """Whether an answer has the embedding of this window."""
         expected = self._expected[self._place(device, window)]
         embedding = reply.vector(len(expected))
         return embedding is not None and float(np.abs(embedding - expected).max()) <= TOLERANCE
 
     @property
     def told_apart(self) -> float:
-        """Share of pairs of recorded windows whose answers could not be taken for each other."""
+        """Share of pairs of recorded windows whose answers can be told apart."""
         gaps = np.abs(self._expected[:, None] - self._expected[None]).max(axis=2)
         pairs = len(gaps) * (len(gaps) - 1)
         return float((gaps > 2 * TOLERANCE).sum() / pairs)
 
     @property
     def mean_bytes(self) -> float:
-        """Of a payload."""
+        """Mean bytes of a payload."""
         return float(np.mean([len(payload) for _, _, payload in self._payloads]))
 
     def _place(self, device: int, window: int) -> int:
@@ -111,17 +111,17 @@ class FleetRecordings:
 
 @dataclass
 class Answers:
-    """What came back to all devices."""
+    """The answers to all devices."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     late: int = 0
     wrong: int = 0
-    """Not of this device and window."""
+    """Answers that belong to another device or window."""
     took_ms: list[float] = field(default_factory=list)
 
 
 class FleetDevice:
-    """One device: a window a second from a moment of its own."""
+    """One device: a window a second, with its own starting time."""
 
     def __init__(
         self, number: int, broker: str, directory: Path, recorded: FleetRecordings, worker: Worker, answers: Answers
@@ -140,7 +140,7 @@ class FleetDevice:
         self._awaited: set[asyncio.Future[None]] = set()
 
     async def run(self, period_s: float, stopping: asyncio.Event, leaving: asyncio.Event) -> None:
-        """Ship windows until told to stop, then what lies in the spool, and take answers until told to leave."""
+        """Ship windows until `stopping`, then the rest of the spool, and take answers until `leaving`."""
         connecting = asyncio.create_task(self.connection.connect_with_retries())
         replay = asyncio.create_task(self._delivery.replay_forever())
         due = time.monotonic() + period_s * random.Random(self._number).random()
@@ -194,24 +194,24 @@ class FleetDevice:
 
 @dataclass(frozen=True)
 class FleetReport:
-    """What a run gave."""
+    """The results of a run."""
 
     devices: int
     ranks: int
     brokers: int
     seconds: float
     kills: dict[str, int]
-    """Rank or broker -> how often it was killed."""
+    """How often each rank or broker was killed."""
     captured: int
     acked: int
     replayed: int
-    """Of these, sent from the spool later."""
+    """Acknowledged windows that were sent later from the spool."""
     counted: int
     """Windows in the server's ledger."""
     lost: int
-    """Acknowledged and not in the ledger, or captured and nowhere."""
+    """Windows that were acknowledged but are not in the ledger, or captured but are nowhere."""
     duplicated: int
-    """In the ledger more often than captured."""
+    """Windows that are in the ledger more often than captured."""
     replies: dict[str, int]
     late_replies: int
     wrong_replies: int
@@ -219,15 +219,15 @@ class FleetReport:
     reply_p50_ms: float
     reply_p95_ms: float
     training_steps: int
-    """Of the ranks' last life."""
+    """Training steps since the ranks' last restart."""
     exit_status: int
     settled_s: float
-    """From the last window until everything was counted."""
+    """Time from the last window until everything was counted."""
 
 
 @dataclass(frozen=True)
 class FleetConfig:
-    """How large, how long, and what is killed."""
+    """Size and duration of a run, and what is killed."""
 
     devices: int = 200
     seconds: float = 600.0
@@ -240,7 +240,7 @@ class FleetConfig:
 
 
 class Fleet:
-    """Devices against brokers and ranks below `directory`."""
+    """Devices with brokers and ranks, whose files are below `directory`."""
 
     def __init__(
         self, directory: Path, encoder: Path, bundle: Path, recorded: FleetRecordings, config: FleetConfig
@@ -253,7 +253,7 @@ class Fleet:
         self._status: dict[str, Any] = {}
 
     async def run(self) -> FleetReport:
-        """Everything from the first broker's start to the last one's stop."""
+        """Run everything, from starting the first broker to stopping the last."""
         began = time.monotonic()
         await self.brokers.start()
         try:
@@ -286,7 +286,7 @@ class Fleet:
         return time.monotonic() - ended
 
     async def meanwhile(self) -> None:
-        """While the devices ship: SIGKILL one process after the other, in an order that the seed gives."""
+        """Kill one process after the other with SIGKILL while the devices ship, in an order given by the seed."""
         if self.config.kill_every_s is None:
             return
         order = random.Random(self.config.seed)
@@ -297,12 +297,12 @@ class Fleet:
             victim = order.choice(victims)
             kind, _, number = victim.partition(" ")
             while not (self.server if kind == "rank" else self.brokers).kill(int(number)):
-                await asyncio.sleep(0.2)  # it is being started
+                await asyncio.sleep(0.2)  # it is starting
             self.kills[victim] += 1
             print(f"killed {victim}", flush=True)
 
     async def _settle(self) -> None:
-        """Until the server has counted what was captured, or no more comes."""
+        """Wait until the server has counted all captured windows, or no more arrive."""
         deadline = time.monotonic() + _SETTLE_S
         while time.monotonic() < deadline:
             captured = sum(device.accounting.captured for device in self.devices)
@@ -314,7 +314,7 @@ class Fleet:
             if self._status and not missing and sum(self._status["windows"].values()) >= captured:
                 break
             await asyncio.sleep(1.0)
-        await asyncio.sleep(2.0)  # what would be counted twice comes now
+        await asyncio.sleep(2.0)  # time for duplicates to arrive
 
     def _report(self, seconds: float, settled_s: float, exit_status: int) -> FleetReport:
         ledger = PartitionedLedger(self.server.state / "ledger")
@@ -352,7 +352,7 @@ class Fleet:
 
 
 def prepare(directory: Path, name: str) -> tuple[Path, Path]:
-    """A fresh registered encoder and its bundle below `directory`."""
+    """Make a new registered encoder and its bundle below `directory`."""
     encoder, bundle = directory / "encoder.pt", directory / "bundle"
     module, config = new_encoder(name)
     save_checkpoint(name, config, module, encoder, untrained=True)
@@ -361,7 +361,7 @@ def prepare(directory: Path, name: str) -> tuple[Path, Path]:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Run a fleet; prints and returns the report."""
+    """Run a fleet; print and return the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=10.0)

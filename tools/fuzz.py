@@ -1,10 +1,10 @@
-"""Damages good input of every parser, for as long as you like: a parser gives a value or its one error, soon and small.
+"""Feeds damaged input to every parser: each must return a value or raise its one error, within time and memory limits.
 
 python -m tools.fuzz --list
 python -m tools.fuzz --target wire --minutes 60
 python -m tools.fuzz --minutes 60                # an hour, shared by all targets
 
-The same --seed gives the same cases. What breaks a parser is kept in --failures, and --repeat FILE tries it again.
+The same --seed gives the same cases. Input that breaks a parser is kept in --failures; --repeat FILE tries it again.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ from tools.fuzz_files import GOLDEN
 
 DOCS = Path(__file__).parents[1] / "docs"
 CASE_SECONDS = 10
-"""Of processor time, for one case."""
+"""Limit of processor time for one case."""
 GROWTH_MB = 256
-"""By which a run may make the process larger."""
+"""The most by which the process may grow in a run."""
 Rng = np.random.Generator
 Repair = Callable[[bytes], bytes]
 _TRACE = b"time_s,cpu,bandwidth_mbps,rtt_ms\n0,0.5,1.5,80\n0.5,0.25,2,75.5\n1.0,0.75,2.5,70\n"
@@ -86,7 +86,7 @@ class FuzzTarget:
     error: type[Exception] | tuple[type[Exception], ...]
     corpus: Callable[[], list[bytes]]
     repair: Repair | None = None
-    """Makes some damaged input whole enough to get past a checksum."""
+    """Repairs some damaged input so that it passes a checksum."""
 
 
 def golden(pattern: str) -> Callable[[], list[bytes]]:
@@ -243,7 +243,7 @@ TARGETS = {
 
 
 def damaged(data: bytes, rng: Rng, other: bytes) -> bytes:
-    """One to four changes: bits, bytes, numbers, lengths, parts cut out, doubled, or taken from other input."""
+    """Make one to four changes: to bits, bytes, numbers or lengths, or parts cut out, doubled or taken from `other`."""
     found = bytearray(data)
     for _ in range(rng.integers(1, 5)):
         size = max(len(found), 1)
@@ -274,7 +274,7 @@ def damaged(data: bytes, rng: Rng, other: bytes) -> bytes:
 
 
 def cases(target: FuzzTarget, seed: int) -> Iterator[bytes]:
-    """Damaged input without end; the same for the same seed."""
+    """Yield damaged input endlessly; the same for the same seed."""
     rng, corpus = np.random.default_rng(seed), target.corpus()
     while True:
         data = damaged(corpus[rng.integers(len(corpus))], rng, corpus[rng.integers(len(corpus))])
@@ -282,7 +282,7 @@ def cases(target: FuzzTarget, seed: int) -> Iterator[bytes]:
 
 
 def verdict(target: FuzzTarget, data: bytes) -> bool:
-    """Whether it was read rather than refused. Raises whatever else came of it, AssertionError among them."""
+    """Whether input was read rather than refused. Raises any other error, and AssertionError."""
     with _bounded(CASE_SECONDS), _heard() as unheard:
         try:
             target.parse(data)
@@ -297,7 +297,7 @@ def verdict(target: FuzzTarget, data: bytes) -> bool:
 
 
 def fuzz(target: FuzzTarget, seed: int, stop: Callable[[int], bool]) -> tuple[int, int, bytes | None]:
-    """Try cases until `stop(cases so far)`: how many were tried and read, and the first that broke the parser."""
+    """Try cases until `stop(cases so far)`; returns how many were tried and read, and the first to break the parser."""
     for data in target.corpus():
         assert verdict(target, data), "good input is refused"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -318,7 +318,7 @@ def fuzz(target: FuzzTarget, seed: int, stop: Callable[[int], bool]) -> tuple[in
 
 @contextmanager
 def _heard() -> Iterator[list[str]]:
-    """What Python would only print: exceptions that nobody can catch."""
+    """Collect exceptions that nobody can catch, which Python would only print."""
     found: list[str] = []
     before, sys.unraisablehook = sys.unraisablehook, lambda what: found.append(repr(what.exc_value))
     try:
@@ -329,7 +329,7 @@ def _heard() -> Iterator[list[str]]:
 
 @contextmanager
 def _bounded(seconds: int) -> Iterator[None]:
-    """Processor time of a case: a busy machine makes none slower."""
+    """Limit a case's processor time, which does not depend on how busy the machine is."""
 
     def late(number: int, frame: object) -> None:
         raise AssertionError(f"took more than {seconds} s")
@@ -344,7 +344,7 @@ def _bounded(seconds: int) -> Iterator[None]:
 
 
 def main() -> int:
-    """Fuzz one target or all; 1 when one broke."""
+    """Fuzz one target or all; returns 1 if one broke."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--list", action="store_true", help="name the targets")
     parser.add_argument("--target", choices=sorted(TARGETS))
@@ -359,7 +359,7 @@ def main() -> int:
     if options.repeat:
         print("read" if verdict(TARGETS[options.target], options.repeat.read_bytes()) else "refused")
         return 0
-    logging.disable(logging.ERROR)  # what was refused or passed over is counted, not told
+    logging.disable(logging.ERROR)  # refused and skipped input is counted, not logged
     names = [options.target] if options.target else list(TARGETS)
     failed = 0
     for name in names:

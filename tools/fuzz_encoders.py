@@ -1,4 +1,4 @@
-"""Parsers of what an encoder is made of and compiled to, for `tools.fuzz`; their input is bytes."""
+"""Parsers of an encoder's files and compiled files, for `tools.fuzz`; they take bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONFIG = "config.json"
 
 
 def kept_tflite_graph(data: bytes) -> bytes:
-    """A converted graph into which weights are written for each generation."""
+    """Parse a converted graph, into which each generation's weights are written."""
     from streamsplit_compile.lowering import tflite_lowering
 
     if tflite_lowering.needs_conversion(data):
@@ -26,7 +26,7 @@ def kept_tflite_graph(data: bytes) -> bytes:
 
 
 def kept_tflite_graphs() -> list[bytes]:
-    """Of a whole encoder."""
+    """The kept graph of a whole encoder."""
     return [_tiny()[0]]
 
 
@@ -44,19 +44,19 @@ def _tiny() -> tuple[bytes, dict[str, np.ndarray[Any, Any]]]:
 
 
 def config(data: bytes) -> object:
-    """What `ssc encoder new --encoder-config` is given."""
+    """Parse the value of `ssc encoder new --encoder-config`."""
     from streamsplit_compile.cli.compile_commands import parse_config
 
     return parse_config(data.decode("utf-8", "surrogateescape"))
 
 
 def configs() -> list[bytes]:
-    """For an encoder that is registered."""
+    """Configs for a registered encoder."""
     return [b'{"width": 0.5, "embedding": 64, "names": ["a", "b"], "front": {"mels": 64}}']
 
 
 def trained(data: bytes) -> object:
-    """Trained weights as they come with the package."""
+    """Parse trained weights as they come with the package."""
     from streamsplit_compile.encoder.published.trained import read_trained
 
     return from_file(read_trained, "encoder.weights.npz")(data)
@@ -64,7 +64,7 @@ def trained(data: bytes) -> object:
 
 @functools.cache
 def trained_files() -> list[bytes]:
-    """Of a layer, and the same packed tighter."""
+    """The weights of a layer, and the same compressed."""
     import torch
 
     from streamsplit_compile.encoder.published.trained import TrainedWeights, packed
@@ -78,7 +78,7 @@ def trained_files() -> list[bytes]:
 
 
 def published(data: bytes) -> object:
-    """The configuration file beside published weights."""
+    """Parse the configuration file beside published weights."""
     from streamsplit_models.library import preprocessor, read_json
 
     def read(path: Path) -> object:
@@ -89,12 +89,12 @@ def published(data: bytes) -> object:
 
 
 def published_configs() -> list[bytes]:
-    """Numbers that are looked at, and others."""
+    """Configs with fields that are read, and with others."""
     return [json.dumps({"sampling_rate": 16000, "mean": -4.25, "std": 4.5, "architectures": ["AST"]}).encode()]
 
 
 def tflite_files() -> list[bytes]:
-    """One operation on one constant, as the format's own library writes it."""
+    """A file with one operation on one constant, written by the format's own library."""
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
@@ -113,12 +113,12 @@ def tflite_files() -> list[bytes]:
 
 
 def expressions() -> list[bytes]:
-    """Sizes, as archives write them."""
+    """Size expressions as in archives."""
     return [b"2*s0", b"s0**2 + 1", b"Max(1, s0//2)", b"Mod(Symbol('u0', integer=True), Integer(2))", b"Pow(s0, 3) >= 2"]
 
 
 def expression(data: bytes) -> None:
-    """A size in an archive."""
+    """Parse an archive's size expression."""
     from streamsplit_compile.encoder.archives import check_expression
 
     check_expression(data.decode("utf-8", "replace"), "expression")

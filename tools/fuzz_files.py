@@ -1,4 +1,4 @@
-"""Parsers of whole files, for `tools.fuzz`: each is given its file as bytes, in a directory of its own."""
+"""Parsers of whole files, for `tools.fuzz`: each takes its file as bytes and writes it to a directory of its own."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _CENTRAL = b"PK\x01\x02"
 
 @functools.cache
 def directory() -> Path:
-    """For the files of this process; removed at its end."""
+    """A directory for the files of this process, removed at its end."""
     path = Path(tempfile.mkdtemp(prefix="streamsplit-fuzz-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
@@ -51,7 +51,7 @@ def directory() -> Path:
 
 @functools.cache
 def toys() -> ModuleType:
-    """The encoders of the tests."""
+    """The module with the tests' encoders."""
     spec = importlib.util.spec_from_file_location("toys", TEST_DATA / "toys.py")
     assert spec is not None
     assert spec.loader is not None
@@ -61,7 +61,7 @@ def toys() -> ModuleType:
 
 
 def from_file(read: Callable[[Path], object], name: str) -> Parse:
-    """A parser of bytes of one that reads a file."""
+    """A parser of bytes, made from one that reads a file."""
 
     def parse(data: bytes) -> object:
         path = directory() / name
@@ -78,14 +78,14 @@ settings = from_file(lambda path: load(DeviceConfig, path, {}), "ssc-edge.toml")
 
 
 def settings_corpus() -> list[bytes]:
-    """Every setting that has a default or an example."""
+    """Settings files with every setting that has a default or an example."""
     lines = as_toml(DeviceConfig, {}).splitlines()
     values = [line.removeprefix("# ") for line in lines if " = " in line]
     return ["\n".join(values).encode(), b'device = "pi-1"\nthreads = 2\nopus_kbps = 24.0\n']
 
 
 def checksum(data: bytes) -> None:
-    """A file is as it was written, or refused, whatever its checksum says."""
+    """Check that a file is read as it was written or refused, whatever its checksum says."""
     path = directory() / "checked"
     path.write_bytes(_CONTENT)
     checksum_path(path).write_bytes(data)
@@ -93,7 +93,7 @@ def checksum(data: bytes) -> None:
 
 
 def checksums() -> list[bytes]:
-    """Of a file that was written, and of one that was written over another."""
+    """Checksums of a new file, and of one that was written over another."""
     found = []
     path = directory() / "written"
     for content in (b"before", _CONTENT):
@@ -103,13 +103,13 @@ def checksums() -> list[bytes]:
 
 
 def whole_checksum(data: bytes) -> bytes:
-    """With the sums of what its lines say."""
+    """The same with valid sums for its lines."""
     said = [line.partition(b" ")[0] for line in data.splitlines()]
     return b"".join(b"%b %08x\n" % (digest, zlib.crc32(digest)) for digest in said)
 
 
 def audio(data: bytes) -> None:
-    """A recording as a source delivers it: frames of channels."""
+    """Read a recording as a source delivers it, in frames of channels."""
 
     def read(path: Path) -> None:
         for block in read_file(path):
@@ -119,7 +119,7 @@ def audio(data: bytes) -> None:
 
 
 def sounds() -> list[bytes]:
-    """A tenth of a second in formats whose headers are read here, too."""
+    """A tenth of a second in several formats, including those whose headers we parse ourselves."""
     import soundfile
 
     found, samples = [], np.sin(np.arange(1600, dtype=np.float32) / 5) / 2
@@ -132,13 +132,13 @@ def sounds() -> list[bytes]:
 
 
 def status(data: bytes) -> object:
-    """A device's `status.json`."""
+    """Parse a device's `status.json`."""
     status_file(directory()).write_bytes(data)
     return read_status(directory())
 
 
 def profiles() -> list[bytes]:
-    """One of two blocks."""
+    """A profile of two blocks."""
     profile = Profile(
         target="rpi4", encoder="tiny", variant="onnx-fp32", blocks=["stem", "rest"], block_ms=[1.5, 2.0],
         block_p90_ms=[2.0, 3.0], runs=10, threads=1, memory_mb=50.0, machine={"system": "Linux"},
@@ -147,28 +147,28 @@ def profiles() -> list[bytes]:
 
 
 def mixture(data: bytes) -> None:
-    """The parameters of a mixture, which must be usable afterwards."""
+    """Parse the parameters of a mixture, which must be usable afterwards."""
     memory = GaussianMemory(*_MEMORY)
     memory.load_parameters(data)
     assert 0 <= memory.update(np.eye(_MEMORY[1], dtype=np.float32)[0]) <= 1
 
 
 def mixtures() -> list[bytes]:
-    """Of a memory that has learnt a little."""
+    """The mixture of a memory that has learnt a little."""
     memory = GaussianMemory(*_MEMORY)
     memory.update(np.random.default_rng(0).normal(size=(32, _MEMORY[1])).astype(np.float32))
     return [memory.to_bytes()]
 
 
 def state(data: bytes) -> object:
-    """The weights of an encoder's checkpoint or of a plain state_dict."""
+    """Parse the weights of an encoder's checkpoint or of a plain state_dict."""
     from streamsplit_compile.encoder.encoders import read_state
 
     return from_file(read_state, "encoder.pt")(data)
 
 
 def archive(data: bytes) -> object:
-    """An encoder as torch.export writes it."""
+    """Parse an encoder as torch.export writes it."""
     from streamsplit_compile.encoder import archives
 
     def read(path: Path) -> object:
@@ -180,14 +180,14 @@ def archive(data: bytes) -> object:
 
 
 def front_end(data: bytes) -> object:
-    """What is put in front of an encoder."""
+    """Parse the settings of a front end."""
     from streamsplit_compile.encoder.front_ends import parse_front_end
 
     return parse_front_end(data, "preprocessor_config.json")
 
 
 def front_ends() -> list[bytes]:
-    """One of each type, as transformers writes them."""
+    """One front end of each type, as transformers writes it."""
     common = b'"padding_side": "right", "padding_value": 0.0, "return_attention_mask": false, "feature_extractor_type":'
     kinds = (
         b'"ASTFeatureExtractor", "do_normalize": true, "feature_size": 1, "max_length": 1024, "mean": -4.2677393, '
@@ -204,7 +204,7 @@ def front_ends() -> list[bytes]:
 
 @functools.cache
 def archives() -> list[bytes]:
-    """A layer."""
+    """An archive of one layer."""
     import torch
 
     buffer = io.BytesIO()
@@ -213,7 +213,7 @@ def archives() -> list[bytes]:
 
 
 def weights(data: bytes) -> object:
-    """The weights of a generation in a server's state."""
+    """Parse a generation's weights in a server's state."""
     from runtime_server.state.server_state import ServerState
 
     def read(path: Path) -> object:
@@ -236,7 +236,7 @@ def checkpoints() -> list[bytes]:
 
 @functools.cache
 def _make_trainer() -> Callable[[], Trainer]:
-    """What makes trainers of the encoder that the golden files are of."""
+    """A function that makes trainers for the golden files' encoder."""
     from runtime_edge.formats.bundle import open_bundle
     from runtime_server.releases.release_gate import first_model
     from runtime_server.state.server_state import ServerState
@@ -253,42 +253,42 @@ def _make_trainer() -> Callable[[], Trainer]:
 
 
 def training(data: bytes) -> object:
-    """A checkpoint of the training."""
+    """Parse a checkpoint of the training."""
     from runtime_server.training.checkpoint import Checkpoints
 
     return from_file(lambda path: Checkpoints(path, "toys:Tiny").load(_make_trainer()()), "checkpoint.pt")(data)
 
 
 def ledger(data: bytes) -> object:
-    """The windows that a server has counted."""
+    """Parse a server's ledger of counted windows."""
     from runtime_server.state.ledger import Ledger
 
     return Ledger.from_bytes(data).counts()
 
 
 def rollout(data: bytes) -> object:
-    """Which generations devices run."""
+    """Parse the record of which generations devices run."""
     from runtime_server.releases.rollout import Rollout, RolloutConfig
 
     return from_file(lambda path: Rollout(path, RolloutConfig()), "rollout.json")(data)
 
 
 def members(data: bytes) -> object:
-    """The register of devices."""
+    """Parse the register of devices."""
     from runtime_server.broker.access import Access
 
     return from_file(lambda path: Access(path.parent).members(), "devices.json")(data)
 
 
 def trials(data: bytes) -> object:
-    """What a device knows of the bundles that it has tried."""
+    """Parse a device's record of the bundles that it has tried."""
     from runtime_edge.updates.trial import Trials
 
     return from_file(lambda path: Trials(path.parent).record(), "bundles.json")(data)
 
 
 def numbers(data: bytes) -> object:
-    """The highest numbers of signed records that were accepted."""
+    """Parse the highest accepted numbers of signed records."""
     from runtime_edge.formats.minisign import PublicKey
     from runtime_edge.formats.records.numbers import RecordNumbers
 
@@ -300,56 +300,56 @@ def numbers(data: bytes) -> object:
 
 
 def whole_numbers(data: bytes) -> bytes:
-    """The same with the digest of what it holds, where that can be told."""
+    """The same with the digest of its content, if the content can be found."""
     head, middle, body = data.partition(b'","numbers":')
     digest = hashlib.sha256(body[:-1]).hexdigest().encode()
     return b'{"digest":"sha256:' + digest + middle + body if head and middle else data
 
 
 def target(data: bytes) -> object:
-    """What a kind of device can do."""
+    """Parse a target file."""
     from streamsplit_compile.cost.targets import parse_target
 
     return parse_target(data, "target")
 
 
 def targets() -> list[bytes]:
-    """Those that come with the package."""
+    """The target files that come with the package."""
     from streamsplit_compile.cost.targets import DIRECTORY
 
     return [path.read_bytes() for path in sorted(DIRECTORY.glob("*.toml"))]
 
 
 def trace(data: bytes) -> object:
-    """A recorded trace, as CSV."""
+    """Parse a recorded trace, as CSV."""
     from streamsplit_compile.splitter.trace_csv import read_csv
 
     return from_file(read_csv, "trace.csv")(data)
 
 
 def labels(data: bytes) -> object:
-    """Recordings and their labels, as CSV."""
+    """Parse recordings and their labels, as CSV."""
     from runtime_server.labels.labelled import read_clips
 
     return from_file(read_clips, "labels.csv")(data)
 
 
 def events(data: bytes) -> object:
-    """What was heard when by which device, as CSV."""
+    """Parse events (which device heard what and when), as CSV."""
     from runtime_server.labels.labelled import read_events
 
     return from_file(read_events, "events.csv")(data)
 
 
 def recorded(data: bytes) -> object:
-    """A log of results."""
+    """Parse a log of results."""
     from streamsplit_compile.splitter.result_replay import read_results
 
     return from_file(read_results, "results.jsonl")(data)
 
 
 def whole_zip(data: bytes) -> bytes:
-    """The checksums of a zip's entries, where it can still be opened, so that damage gets to whoever reads them."""
+    """Repair the checksums of a zip's entries, if it can still be opened, so that their readers get the damage."""
     found = bytearray(data)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:

@@ -1,4 +1,4 @@
-"""Parsers of what a server is told by its broker, its other ranks, its meter and its former self, for `tools.fuzz`."""
+"""Parsers of a server's input from its broker, other ranks, power meter and earlier runs, for `tools.fuzz`."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ _METER = b"volts,time_s,watts\n"
 
 
 def stream_size(data: bytes) -> object:
-    """What the broker says of the stream of frames."""
+    """Parse the broker's information on the stream of frames."""
     from runtime_server.broker.stream_shares import StreamSize
 
     return StreamSize.from_json(data)
 
 
 def api_answer(data: bytes) -> object:
-    """The broker's answer to a request."""
+    """Parse the broker's answer to a request."""
     from runtime_server.broker.upgrade import ApiAnswer
 
     return ApiAnswer.from_json(data, "$JS.API.STREAM.CREATE.ACTIVATIONS")
 
 
 def stored_config(data: bytes) -> object:
-    """What a broker of an earlier version has kept of a stream."""
+    """Parse a stream's configuration as kept by a broker of an earlier version."""
     from runtime_server.broker.upgrade import stored_config as read
 
     return from_file(read, "meta.inf")(data)
 
 
 def stream_sizes() -> list[bytes]:
-    """Of a stream with frames, and a refusal."""
+    """The answer for a stream with frames, and a refusal."""
     return [
         b'{"type":"io.nats.jetstream.api.v1.stream_info_response","config":{"name":"ACTIVATIONS","max_bytes":4294967296},'
         b'"state":{"messages":3,"bytes":4096,"first_seq":1,"last_seq":3,"num_subjects":2}}',
@@ -47,7 +47,7 @@ def stream_sizes() -> list[bytes]:
 
 
 def api_answers() -> list[bytes]:
-    """A refusal, and what is none."""
+    """A refusal and a success."""
     return [
         b'{"error":{"code":400,"err_code":10058,"description":"stream name already in use"}}',
         b'{"type":"io.nats.jetstream.api.v1.stream_create_response","did_create":true}',
@@ -55,19 +55,19 @@ def api_answers() -> list[bytes]:
 
 
 def stored_configs() -> list[bytes]:
-    """Of a stream."""
+    """The configuration of a stream."""
     return [b'{"Created":"2026-01-02T03:04:05Z","name":"ACTIVATIONS","subjects":["act.>"],"max_bytes":4294967296}']
 
 
 def direct_answer(data: bytes) -> object:
-    """A stored message as a broker gives it to a device: a block of headers, and behind an empty line the message."""
+    """Parse a stored message as a broker sends it to a device: headers, an empty line, then the message."""
     from runtime_edge.transport.direct_get import value
 
     return asyncio.run(value(cast("Client", _Answering(data)), "tables", "_all.rpi4"))
 
 
 def direct_answers() -> list[bytes]:
-    """A value, a deleted one, and none."""
+    """Answers with a value, a deleted value, and no value."""
     told = "NATS/1.0\r\nNats-Stream: KV_tables\r\nNats-Subject: $KV.tables._all.rpi4\r\nNats-Sequence: 7\r\n"
     stamp = "Nats-Time-Stamp: 2026-01-02T03:04:05.678901234Z\r\n"
     deleted = f"{told}KV-Operation: DEL\r\n{stamp}\r\n"
@@ -75,7 +75,7 @@ def direct_answers() -> list[bytes]:
 
 
 class _Answering:
-    """A connection whose every request is answered with the same bytes, read as the library reads them."""
+    """A connection that answers every request with the same bytes, read as the library reads them."""
 
     def __init__(self, data: bytes) -> None:
         head, _, self._payload = data.partition(b"\r\n\r\n")
@@ -85,7 +85,7 @@ class _Answering:
         self._headers = {name: value for name, _, value in pairs} | ({"Status": code} if code else {})
 
     def jetstream(self) -> object:
-        """The library's own, on this connection."""
+        """The library's JetStream context on this connection."""
         from nats.js import JetStreamContext
 
         return JetStreamContext(cast("Client", self))
@@ -99,14 +99,14 @@ class _Answering:
 
 
 def rank_request(data: bytes) -> object:
-    """What the first rank asks another."""
+    """Parse a request from the first rank to another."""
     from runtime_server.releases.followers import RankRequest
 
     return RankRequest.from_json(data)
 
 
 def rank_answer(data: bytes) -> object:
-    """What a rank answers the first one, and what that makes of it."""
+    """Parse a rank's answer to the first rank, and process it as the first rank does."""
     from runtime_server.releases.followers import RankStatus, read_answer, together
 
     own = {
@@ -117,7 +117,7 @@ def rank_answer(data: bytes) -> object:
 
 
 def rank_answers() -> list[bytes]:
-    """A status."""
+    """A rank's status."""
     return [
         b'{"counters":{"windows":5,"refused":1},"windows":{"pi-2":5},"out_of_range":{"pi-2":3},"uptime_s":1.5,'
         b'"training_steps":4,"ledger":{"damaged_lines":2},"troubles":["the broker is away"],"generation":1}'
@@ -125,7 +125,7 @@ def rank_answers() -> list[bytes]:
 
 
 def suspect(data: bytes) -> None:
-    """Which frame a server was on when it died; one line of warning where that cannot be told."""
+    """Parse the note of which frame a server was on when it crashed; one line of warning if it is unreadable."""
     from runtime_server.state.suspects import Suspects
 
     folder = directory() / "suspects"
@@ -141,7 +141,7 @@ def suspect(data: bytes) -> None:
 
 
 def meter(data: bytes) -> None:
-    """The log of a power meter, written in two goes."""
+    """Parse a power meter's log, written in two parts."""
     import math
 
     from runtime_server.telemetry.meter_log import MeterLog
@@ -160,6 +160,6 @@ def meter(data: bytes) -> None:
 
 
 def meters() -> list[bytes]:
-    """Readings of some seconds."""
+    """Readings of several seconds."""
     lines = b"".join(b"230,%d,5.5\n" % second for second in range(8))
     return [_METER + lines, b"time_s,watts\n" + b"0.5,3\n1.5,4e0\n4,0\n"]

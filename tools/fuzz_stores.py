@@ -1,4 +1,4 @@
-"""Parsers of stores and of what a broker delivers, for `tools.fuzz`; their input is bytes."""
+"""Parsers of stores and of a broker's messages, for `tools.fuzz`; they take bytes."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _DATABASE = "spool.db"
 _LIMIT = 1 << 20
 _JOURNAL = b"streamsplit.journal/2"
 _LOGGED = GOLDEN.parent / "868ff53" / "device"
-"""Its device was killed, so that some frames are in SQLite's log alone."""
+"""The files of a device that was killed, so that some frames are only in SQLite's log."""
 
 
 def spool(data: bytes) -> None:
-    """A spool's database: its frames are those that were put, or it is known to be damaged."""
+    """Read a spool's database: its frames must be those that were put, or it must be reported as damaged."""
     _opened({_DATABASE: data}, _stored())
 
 
 def spool_log(data: bytes) -> None:
-    """SQLite's log beside a spool's database."""
+    """Read SQLite's log beside a spool's database."""
     _opened({_DATABASE: (_LOGGED / _DATABASE).read_bytes(), f"{_DATABASE}-wal": data}, _logged())
 
 
 def spool_logs() -> list[bytes]:
-    """Of a device that was killed."""
+    """The log of a device that was killed."""
     return [(_LOGGED / f"{_DATABASE}-wal").read_bytes()]
 
 
 def spool_note(data: bytes) -> Totals:
-    """The counters beside a spool."""
+    """Parse the counters beside a spool."""
     found = from_file(lambda path: SpoolNote(path).read(), f"{_DATABASE}.note")(data)
     if not isinstance(found, Totals):
         raise FormatError("damaged")
@@ -49,7 +49,7 @@ def spool_note(data: bytes) -> Totals:
 
 
 def whole_note(data: bytes) -> bytes:
-    """With the checksum of what it says."""
+    """The same with a valid checksum."""
     counters = data.split()[:-1]
     line = b" ".join(counters)
     return b"%b %08x\n" % (line, zlib.crc32(line))
@@ -66,9 +66,9 @@ def _logged() -> list[SpooledFrame]:
 
 
 def _opened(files: dict[str, bytes], put: list[SpooledFrame] | None) -> list[SpooledFrame]:
-    """The frames of a spool of these files. Raises SpoolError when it is refused, or not all of `put` are left.
+    """The frames of a spool with these files. Raises SpoolError when it is refused, or some of `put` are missing.
 
-    A spool that was opened takes frames, whatever was wrong with it.
+    Once opened, a spool must accept frames, whatever was wrong with it.
     """
     folder = directory() / "spool"
     shutil.rmtree(folder, ignore_errors=True)
@@ -89,7 +89,7 @@ def _opened(files: dict[str, bytes], put: list[SpooledFrame] | None) -> list[Spo
 
 
 def journal(data: bytes) -> dict[str, int]:
-    """What a ledger has noted since it was last written whole."""
+    """Parse a ledger's journal: its entries since it was last written as a whole."""
     from runtime_server.state.ledger import DurableLedger
 
     folder = directory() / "journal"
@@ -109,13 +109,13 @@ def journal(data: bytes) -> dict[str, int]:
 
 
 def whole_journal(data: bytes) -> bytes:
-    """With the checksums of its lines."""
+    """The same with valid checksums for its lines."""
     names = [line.partition(b"~")[0] for line in data.splitlines()[1:]]
     return b"\n".join([_JOURNAL, *(b"%b~%08x" % (name, zlib.crc32(name)) for name in names), b""])
 
 
 def kept_graph(data: bytes) -> bytes:
-    """A graph into which weights are written for each generation."""
+    """Parse a graph into which each generation's weights are written."""
     from streamsplit_compile.lowering.onnx_lowering import write_weights
 
     return write_weights(data, _weights(), {})
@@ -135,7 +135,7 @@ def _weights() -> dict[str, np.ndarray[Any, Any]]:
 
 
 def head_clips(data: bytes) -> object:
-    """The clips that a pushed head was fitted to."""
+    """Parse the clips that a pushed head was fitted to."""
     from runtime_edge.formats.records.head import Head
     from runtime_server.labels.head_clips import HeadClipsFolder, head_name
 
@@ -162,33 +162,33 @@ def head_clips_corpus() -> list[bytes]:
 
 
 def record(data: bytes) -> object:
-    """What `ssc inspect FILE` shows."""
+    """Read a file as `ssc inspect FILE` does."""
     from streamsplit_compile.cli.record_tables import record_summary
 
     return from_file(record_summary, "record.json")(data)
 
 
 def measurements(data: bytes) -> object:
-    """What `ssc bench run` wrote."""
+    """Parse a file that `ssc bench run` wrote."""
     from runtime_server.lab.policy_bench import read_bench
 
     return from_file(read_bench, "bench.json")(data)
 
 
 def records() -> list[bytes]:
-    """One of each kind."""
+    """One record of each kind."""
     return [(GOLDEN / f"records/{kind}.json").read_bytes() for kind in ("adaptation", "head", "submodel", "table")]
 
 
 def arrival(data: bytes) -> object:
-    """A frame as the broker delivers it: its message id, a line end, the frame."""
+    """Parse a frame as the broker delivers it: its message id, a line end, the frame."""
     from runtime_server.ingest.arrival import decode_arrival
 
     return decode_arrival(_message(data), 1, 0.0)
 
 
 def arrivals() -> list[bytes]:
-    """Frames under their own ids."""
+    """Frames with their own ids."""
     from runtime_edge.formats import subjects
     from runtime_edge.formats.wire import decode_frame
 
@@ -209,14 +209,14 @@ def _message(data: bytes) -> Msg:
 
 
 class _Behind:
-    """The library's protocol, as far as a stream of bytes goes."""
+    """The part of the library's protocol that takes a stream of bytes."""
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
 
 
 def inbox(data: bytes) -> None:
-    """What a broker sends to a device, in pieces."""
+    """Parse a broker's bytes to a device, which arrive in pieces."""
     import asyncio
     from typing import cast
 
@@ -232,7 +232,7 @@ def inbox(data: bytes) -> None:
 
 
 def inboxes() -> list[bytes]:
-    """Messages for the inbox, with and without headers, and for others."""
+    """Messages for the inbox, with and without headers, and for other subjects."""
     return [
         b"PING\r\nMSG _INBOX.pi-1.a1 2 4\r\ndata\r\nMSG news.tables 1 2\r\nhi\r\n",
         b"HMSG _INBOX.pi-1.a2 2 16 20\r\nNATS/1.0 503\r\n\r\ndata\r\n+OK\r\n",
@@ -240,7 +240,7 @@ def inboxes() -> list[bytes]:
 
 
 def objects() -> list[bytes]:
-    """What the broker's object store says of an object, and of a deleted one."""
+    """The object store's information on an object, and on a deleted one."""
     return [
         b'{"name":"model","bucket":"bundles","nuid":"abcdefghijklmnopqrstuv","size":4,"chunks":1,"digest":"SHA-256=x"}',
         b'{"name":"model","bucket":"bundles","nuid":"","size":0,"deleted":true}',
@@ -248,7 +248,7 @@ def objects() -> list[bytes]:
 
 
 def update_log(data: bytes) -> object:
-    """What a device has written of its updates; lines that are damaged are left out."""
+    """Parse a device's log of updates; damaged lines are left out."""
     from runtime_edge.updates.trial import update_log as read
 
     found = from_file(lambda path: read(path.parent), "updates.jsonl")(data)
@@ -258,7 +258,7 @@ def update_log(data: bytes) -> object:
 
 
 def recorded_time(data: bytes) -> object:
-    """When a recording began, as its header and a comment say."""
+    """Parse the time at which a recording began, from its header and a comment."""
     from runtime_edge.audio.files.recorded_time import began
 
     comment, _, content = data.partition(b"\n")
@@ -269,7 +269,7 @@ def recorded_time(data: bytes) -> object:
 
 
 def recorded_times() -> list[bytes]:
-    """By AudioMoth's comment, by GUANO, by a broadcast chunk."""
+    """Recordings with the time in AudioMoth's comment, in GUANO, and in a broadcast chunk."""
     audio = b"fmt \x10\0\0\0" + bytes(16) + b"data\x04\0\0\0" + bytes(4)
     guano = b"GUANO|Version: 1.0\nTimestamp: 2026-01-02T03:04:05.5+01:00\n"
     broadcast = bytes(256 + 32 + 32) + b"2026-01-0203:04:05" + bytes(10)

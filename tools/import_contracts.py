@@ -1,7 +1,7 @@
-"""A contract for import-linter: no package, and no room of one, loads a module of what is above it by a string.
+"""A contract for import-linter: no package or sub-package loads a module of a package above it by a string.
 
-`import_module("upper.module")`, `-m upper.module` and `"upper.module:attribute"` are imports that no linter of imports
-sees. Text between words of a sentence, as in docstrings, is no such string.
+`import_module("upper.module")`, `-m upper.module` and `"upper.module:attribute"` are imports that a linter of imports
+does not see. Names within sentences, as in docstrings, do not count.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from importlinter import Contract, ContractCheck, fields, output
 
 
 class NoUpwardStringsContract(Contract):
-    """`packages` from the top down: no string in one of them is the path of a module in one before it.
+    """`packages` from the top down: no string in one of them may be the path of a module in an earlier one.
 
-    A package may come after rooms of its own; then it stands for the rest of its files.
+    A package may come after some of its own sub-packages; it then stands for the rest of its files.
     """
 
     type_name = "no_upward_strings"
@@ -27,7 +27,7 @@ class NoUpwardStringsContract(Contract):
     packages = fields.ListField(subfield=fields.StringField())
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
-        """Look at every string of every file but docstrings."""
+        """Check every string in every file except docstrings."""
         packages: list[str] = self.packages  # type: ignore[assignment]
         found = [
             f"{path}:{line}: {text!r}"
@@ -37,13 +37,13 @@ class NoUpwardStringsContract(Contract):
         return ContractCheck(kept=not found, metadata={"found": found})
 
     def render_broken_contract(self, check: ContractCheck) -> None:
-        """One line for each string."""
+        """Print one line for each string."""
         for line in check.metadata["found"]:
             output.print_error(line)
 
 
 def strings_naming(package: str, uppers: list[str]) -> Iterator[tuple[Path, int, str]]:
-    """Files, lines and texts of a package's strings that name a module of `uppers`; without files that are theirs."""
+    """File, line and text of a package's strings that name a module of `uppers`, without the files of `uppers`."""
     pattern = re.compile(rf"(^|\s)({'|'.join(map(re.escape, uppers))})(\.\w+)*(:\w+)?($|[\s;.(])") if uppers else None
     theirs = [folder for upper in uppers for folder in _folders(upper)]
     for folder in _folders(package):

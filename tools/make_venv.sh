@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make a virtual environment, empty but for a current pip, from nothing but Python 3.10 or newer.
+# Makes a virtual environment that contains only a current pip; needs only Python 3.10 or newer.
 set -eu
 python=$1
 venv=$2
@@ -8,7 +8,7 @@ venv=$2
     exit 2
 }
 if [ ! -x "$venv/bin/pip" ]; then
-    # Debian ships Python without the part that makes environments with pip.
+    # Debian's Python comes without the part that makes environments with pip.
     "$python" -m venv "$venv" 2>/dev/null || {
         rm -rf "$venv"
         echo "python3-venv is missing; installing it" >&2

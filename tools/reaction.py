@@ -1,7 +1,7 @@
-"""How long a device takes to choose anew after a step of its link or load, in simulated time.
+"""Measures how long a device takes to change its choice after a step of its link or load, in simulated time.
 
-The device's own bandwidth estimate and splitter run; only the link, the load and the clock are made up: frames queue on
-an uplink of so many Mbit/s, round trips jitter, decisions come every half second.
+The device's own bandwidth estimate and splitter run; only the link, the load and the clock are simulated: frames queue
+on an uplink with a given rate, round trips jitter, and decisions are made every half second.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ JITTER_S, PAIR_JITTER_S = 0.015, 0.005
 UNCERTAINTY = 0.4
 STANDS_S = 3.0
 ACCURACY = 1.25
-"""How far an estimate of the uplink may be off."""
+"""Factor by which an estimate of the uplink may be off."""
 TOLERANCE = 0.25
-"""Reward; 10 ms of latency."""
+"""Difference in reward that still counts as good, worth 10 ms of latency."""
 
 
 @dataclass(frozen=True)
 class StepConditions:
-    """What holds before or after the step."""
+    """Conditions before or after the step."""
 
     mbps: float
     cpu: float
@@ -50,7 +50,7 @@ class SteppedDevice:
     step_s: float
     seed: int
     bunched: float = 0.0
-    """Share of bandwidth probes whose packets waited for each other on the way, and arrive as over an endless link."""
+    """Share of bandwidth probes whose packets are bunched on the way, and so arrive as if over a link without limit."""
     now: float = 0.0
     _events: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
 
@@ -100,7 +100,7 @@ class SteppedDevice:
         self._events.append((acked_s, lambda: self._arrived(size, seconds, rtt_s)))
 
     def _arrived(self, size: int, seconds: float, rtt_s: float) -> None:
-        """As `Delivery` does: where answers acknowledge, a bandwidth probe looks into a time that is a surprise."""
+        """Observe a frame's time, as `Delivery` does if answers acknowledge: a probe checks a surprising one."""
         uplink = self._uplink
         if not uplink.learns_little(size) or not uplink.is_surprise(size, seconds):
             uplink.observe(size, seconds)
@@ -110,7 +110,7 @@ class SteppedDevice:
         self._events.append((probed_s, lambda: uplink.observe_pair(size, trip_s, pair_s)))
 
     def _bandwidth_probe(self, ready_s: float, sent_s: float, size: int, rtt_s: float) -> None:
-        """Sound the link behind a frame, and learn from it once it is over."""
+        """Send a bandwidth probe after a frame, and use its result once it is over."""
         uplink = self._uplink
         question = self._splitter.mbps_in_question()
         filler, before = filler_bytes(uplink.uplink_mbits, question, self.table.hop_s, size), size
@@ -126,7 +126,7 @@ class SteppedDevice:
         self._events.append((probed_s, lambda: uplink.observe_pair(filler, trip_s, pair_s, before)))
 
     def _probe_pair(self, start_s: float, filler: int, rtt_s: float) -> tuple[float, float, float]:
-        """When a bandwidth probe is over, its round trip, and how much later the second answer came."""
+        """When a bandwidth probe is over, its round trip time, and how much later the second answer came."""
         trip_s = rtt_s + self._random.uniform(-JITTER_S, JITTER_S)
         if self.bunched and self._random.random() < self.bunched:
             return start_s + trip_s, trip_s, 0.0
@@ -135,7 +135,7 @@ class SteppedDevice:
         return start_s + trip_s + pair_s, trip_s, pair_s
 
     def _transfer(self, start_s: float, size: int) -> float:
-        """When `size` bytes that start at `start_s` are through; the rate wavers by 5 % and steps at its time."""
+        """When `size` bytes sent from `start_s` have arrived; the rate varies by 5 % and changes at the step."""
         left, time_s = size * 8 / 1e6, start_s
         while left > 0:
             rate = self._at(time_s).mbps * float(np.exp(self._random.normal(0, 0.05)))
@@ -154,10 +154,10 @@ class SteppedDevice:
 
 
 def reaction_s(device: SteppedDevice, decisions: Sequence[tuple[float, str]]) -> float | None:
-    """Seconds from the step until a good cut is taken that stands for three seconds; None when the old one is good.
+    """Seconds from the step until a good cut is chosen and kept for three seconds; None if the old cut is good.
 
-    A cut is good when it is within TOLERANCE of the best in the row of the true conditions, or of conditions as near to
-    them as an estimate comes.
+    A cut is good if it is within TOLERANCE of the best in the row of the true conditions, or of conditions within the
+    accuracy of an estimate.
     """
     table, after = device.table, device.after
     good = set()
@@ -176,7 +176,7 @@ def reaction_s(device: SteppedDevice, decisions: Sequence[tuple[float, str]]) ->
 
 
 def changes_while_steady(decisions: Sequence[tuple[float, str]]) -> int:
-    """Most changes of cut within any three seconds of the steady part before the step."""
+    """The most changes of cut within any three seconds of the steady part before the step."""
     steady = [(t, cut) for t, cut in decisions if 8.0 <= t < STEP_AT_S]
     times = [t for (_, a), (t, b) in itertools.pairwise(steady) if a != b]
     return max((sum(t <= u < t + 3.0 for u in times) for t in times), default=0)

@@ -1,4 +1,4 @@
-"""Another microphone in another room: what an encoder that was trained elsewhere has to adapt to."""
+"""Simulates another microphone in another room, to which an encoder that was trained elsewhere has to adapt."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Room:
     low_hz: float = 150.0
     high_hz: float = 3400.0
     reverberation_s: float = 0.6
-    """Time in which an echo falls by 60 dB."""
+    """Time in which an echo decays by 60 dB."""
     gain_db: float = -6.0
     snr_db: float = 10.0
-    """Of the recording's own power to that of the noise, which is pink."""
+    """Ratio of the recording's power to that of the pink noise."""
 
     def hear(self, waveform: Array, number: int = 0) -> Array:
-        """A recording (samples,) float32 as this room's microphone gives it; `number` picks its noise."""
+        """A recording (samples,) float32 as heard by this room's microphone; `number` picks the noise."""
         echo = self._impulse_response()
         heard = signal.fftconvolve(waveform, echo)[: waveform.size]
         heard = signal.sosfilt(self._band(), heard)
@@ -53,7 +53,7 @@ class Room:
 
 
 def _pink(samples: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Noise whose power falls as 1/f."""
+    """Noise whose power falls with 1/f."""
     spectrum = np.fft.rfft(rng.standard_normal(samples))
     spectrum /= np.sqrt(np.maximum(np.arange(spectrum.size), 1))
     noise: npt.NDArray[np.float64] = np.fft.irfft(spectrum, samples)

@@ -1,9 +1,9 @@
-"""Devices in bulk: recorded activations, sent to a real broker as devices send them, at a steady rate.
+"""Simulates many devices: sends recorded activations to a real broker as devices do, at a steady rate.
 
     python -m tools.server_load --broker nats://127.0.0.1:4222 --bundle bundle/ --cut 1 --rate 500 --seconds 30
 
-Every device publishes one window after the other, waits for none of them, and takes the broker's acknowledgement and
-the server's answer for each. Prints JSON: how many were stored and answered, and how long answers took.
+Every device publishes one window after the other without waiting, and receives the broker's acknowledgement and the
+server's answer for each. Prints as JSON how many were stored and answered, and how long answers took.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _ANSWER = re.compile(rb"MSG _INBOX\.")
 
 
 class RecordedFrames:
-    """What devices ship of recorded sound at one cut, and under which names."""
+    """Frames of recorded sound at one cut, and the names of the devices that ship them."""
 
     def __init__(
         self, bundle: Bundle, cut: int, devices: int, windows: int = 64, encoding: str = "int8",
         encode: Callable[..., bytes] = encode_frame, identity_header: str = "",
     ) -> None:  # fmt: skip
-        """With an `identity_header` as devices of earlier versions send them."""
+        """An `identity_header` is added as by devices of earlier versions."""
         info = bundle.manifest.info
         front, self.generation, self.cut, self.encoding = info.front_end, info.generation, cut, encoding
         seconds = (front.window_samples + windows * front.hop_samples) / front.sample_rate
@@ -63,7 +63,7 @@ class RecordedFrames:
         self._next = Counter[str]()
 
     def message(self, device: str, connection: str = "bulk") -> tuple[int, bytes, dict[str, str]]:
-        """The next window of a device: its index, its frame, and the headers it goes with."""
+        """The next window of a device: its index, its frame, and the headers to send."""
         window = self._next[device]
         self._next[device] += 1
         payload, compressed = self.payloads[window % len(self.payloads)]
@@ -76,7 +76,7 @@ class RecordedFrames:
 
 
 async def fill(client: Client, recorded: RecordedFrames, count: int, under_way: int = 256) -> None:
-    """Put `count` frames into the stream, the devices in turn, each stored before this returns."""
+    """Put `count` frames of the devices in turn into the stream; all are stored when this returns."""
     stream = client.jetstream(publish_async_max_pending=under_way)
     for number in range(count):
         device = recorded.devices[number % len(recorded.devices)]
@@ -86,7 +86,7 @@ async def fill(client: Client, recorded: RecordedFrames, count: int, under_way: 
 
 
 class AnswerCounter:
-    """Counts the answers to all devices off the wire: a client of the library would take more time than the server."""
+    """Counts the answers to all devices from raw bytes: the library's client would take more time than the server."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -94,7 +94,7 @@ class AnswerCounter:
 
     @contextlib.asynccontextmanager
     async def listening(self, host: str, port: int) -> AsyncIterator[AnswerCounter]:
-        """Counts while inside."""
+        """Count while the context lasts."""
         reader, writer = await asyncio.open_connection(host, port)
         await reader.readline()  # the broker's INFO
         writer.write(b'CONNECT {"verbose":false}\r\nSUB _INBOX.*.bulk.* 1\r\nPING\r\n')
@@ -113,25 +113,25 @@ class AnswerCounter:
                 writer.write(b"PONG\r\n")
             data = self._rest + data
             self.count += len(_ANSWER.findall(data))
-            self._rest = data[-10:]  # one byte less than what is looked for
+            self._rest = data[-10:]  # one byte less than the searched bytes
 
 
 class Load:
-    """What came back of the frames that were sent, taken as it is read off the wire.
+    """The answers to the frames that were sent, counted as they are read off the wire.
 
-    On the machine that serves, whoever sends the frames takes time from who answers them: as little as can be.
+    The sender runs on the server's machine and takes time from it, so it does as little as possible.
     """
 
     def __init__(self) -> None:
         self.sent: dict[tuple[str, int], float] = {}
-        """When each frame was due that is not answered yet, by device and window, monotonic seconds."""
+        """When each unanswered frame was due, by device and window, in monotonic seconds."""
         self.took_ms: list[float] = []
         self.statuses: Counter[str] = Counter()
         self.stored = self.refused = 0
-        """By the broker."""
+        """Counts of frames that the broker has stored and refused."""
 
     def receive(self, token: str, data: bytes, status: str) -> None:
-        """An answer `<device>.live.<window>`, or the broker's acknowledgement `stored.<number>`."""
+        """Take an answer `<device>.live.<window>`, or the broker's acknowledgement `stored.<number>`."""
         where, _, rest = token.partition(".")
         if where == _STORED:
             refused = bool(status) or b'"error"' in data
@@ -146,7 +146,7 @@ class Load:
 
 
 async def drive(broker: str, recorded: RecordedFrames, rate: float, seconds: float) -> dict[str, Any]:
-    """Send `rate` frames a second, evenly over the devices and each at a moment of its own, for `seconds`."""
+    """Send `rate` frames a second for `seconds`, evenly spread over the devices, each at its own time."""
     load = Load()
     client = DirectClient(load.receive, _INBOX)
     await client.connect(broker, name="load")
@@ -182,7 +182,7 @@ async def drive(broker: str, recorded: RecordedFrames, rate: float, seconds: flo
 
 
 def main() -> None:
-    """Drive and print."""
+    """Send the frames and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--broker", required=True)
     parser.add_argument("--bundle", type=Path, required=True)

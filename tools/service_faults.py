@@ -1,10 +1,10 @@
-"""How long a server is in trouble before it says so, and how long until it serves again by itself: one fault at a time.
+"""Measures, for one fault at a time, how soon a server reports it and how soon it serves again by itself.
 
     python -m tools.service_faults encoder.pt bundle/ [--only disk]
 
-A server of its own with a broker of its own serves a frame each quarter of a second. /healthz is asked all the while.
-Prints for each fault: seconds from the fault until it is told, and from there being nothing in the way any more (the
-disk has room, the broker goes on) until the next frame is answered. 1 when a fault was told after more than 10 s, or
+A separate server with its own broker serves a frame every quarter of a second, and /healthz is polled all the time.
+Prints for each fault the seconds until it is reported, and those from the removal of its cause (the disk has room, the
+broker continues) until the next frame is answered. Exits with 1 if a fault was reported after more than 10 s, or
 service came back after more than 60 s. The full disk needs root on Linux, for a file system of its own.
 """
 
@@ -43,24 +43,24 @@ AGAIN_S = 60.0
 _FRAME_S, _ASK_S = 0.25, 0.1
 _PATIENCE_S = 180.0
 _HELD_S = 15.0
-"""A fault that is undone stays for so long, so that all parts meet it."""
+"""How long a fault lasts before it is undone, so that all parts run into it."""
 _DISK_MB = 96
 
 
 @dataclass
 class Observed:
-    """What a server that is being asked all the while has said and answered."""
+    """The reports and answers of a server that is polled all the time."""
 
     troubles: list[str] = field(default_factory=list)
-    """Now."""
+    """The current troubles."""
     answered: set[int] = field(default_factory=set)
-    """Windows."""
+    """The answered windows."""
     sent: int = 0
-    """The last window."""
+    """The last window that was sent."""
 
 
 class FaultyServer:
-    """One server and its broker, whose files and processes can be harmed."""
+    """A server and its broker, whose files and processes can be damaged."""
 
     def __init__(self, state: Path, port: int, health_port: int, frames: RecordedFrames) -> None:
         self.state, self.port, self.health_port = state, port, health_port
@@ -69,7 +69,7 @@ class FaultyServer:
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """Frames are sent and /healthz is asked while inside."""
+        """Send frames and poll /healthz while the context lasts."""
         await self.client.connect(f"nats://127.0.0.1:{self.port}", max_reconnect_attempts=-1, reconnect_time_wait=1,
                                   error_cb=_ignore)  # fmt: skip
         await self.client.subscribe(f"{subjects.inbox(self.device)}.bulk.>", cb=self._on_answer)
@@ -105,11 +105,11 @@ class FaultyServer:
             return told
 
     def signal_broker(self, number: signal.Signals) -> None:
-        """To the broker's process."""
+        """Send a signal to the broker's process."""
         os.kill(int((self.state / "broker" / "broker.pid").read_text()), number)
 
     def damage(self, pattern: str) -> None:
-        """Fill a file of the frames' stream with random bytes, and let the broker die before it notices."""
+        """Fill files of the frames' stream with random bytes, and kill the broker before it notices."""
         self.signal_broker(signal.SIGSTOP)
         for path in self.state.rglob(f"{subjects.STREAM}/{pattern}"):
             path.write_bytes(os.urandom(path.stat().st_size))
@@ -117,11 +117,11 @@ class FaultyServer:
 
 
 async def _ignore(exc: Exception) -> None:
-    """The library says each failure to connect again."""
+    """Ignore an error: the library reports every failure to reconnect."""
 
 
 async def _nothing(server: FaultyServer) -> None:
-    """Nothing is in the way of the server: it mends this itself."""
+    """Undo nothing: the server repairs this itself."""
 
 
 async def _consumer(server: FaultyServer) -> None:
@@ -167,11 +167,11 @@ FAULTS = {
     "silent": ("the broker stands still", _on_broker(signal.SIGSTOP), _on_broker(signal.SIGCONT)),
     "disk": ("the disk is full", _fill_disk, _empty_disk),
 }
-"""What is done, and what is undone once it is told."""
+"""By name: a description, the function that causes the fault, and the one that undoes it once it is reported."""
 
 
 async def measure(server: FaultyServer, name: str) -> tuple[float | None, float, str]:
-    """Seconds until a fault was told (None: it was mended before anybody looked) and until service again; the words."""
+    """Seconds until a fault was reported (None: repaired before), seconds until service came back, and the report."""
     _, harm, undo = FAULTS[name]
     observed, began = server.observed, time.monotonic()
     await harm(server)
@@ -199,7 +199,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 
 async def run(encoder: Path, bundle: Path, only: str | None) -> int:
-    """All faults one after the other; 1 when one took too long."""
+    """Measure all faults one after the other; returns 1 if one took too long."""
     failed = 0
     with tempfile.TemporaryDirectory() as directory:
         state = Path(directory) / "server"

@@ -10,7 +10,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def small_disk(path: Path, megabytes: int) -> Iterator[bool]:
-    """One of so many MB at an empty directory while inside; whether it could be mounted, which needs root on Linux."""
+    """Mount one of `megabytes` at an empty directory while the context lasts; yields whether it could be mounted, which
+    needs root on Linux.
+    """
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
     try:
         mounted = not subprocess.run(command, check=False, capture_output=True).returncode

@@ -1,8 +1,8 @@
-"""What learning from sparse activations is worth: real recordings streamed to the server's trainer, and a linear probe.
+"""Measures learning from sparse activations with a linear probe: real recordings are streamed to the server's trainer.
 
-Four devices play the recordings of folds 1 to 4, without labels and each in an order of its own. A device keeps a
-share of its windows and ships each at a random cut, encoded as on the wire; the server's own trainer learns from them,
-and after every pass over the recordings the devices move to the averaged weights.
+Four devices play the recordings of folds 1 to 4 without labels, each in its own order. A device keeps a share of its
+windows and ships each at a random cut, encoded as on the wire; the server's own trainer learns from them, and after
+every pass over the recordings the devices switch to the averaged weights.
 
     python -m tools.sparse_training encoder.pt --audio recordings/ [--room 1] [--terms hybrid,task] [--passes 4] [--raw]
 
@@ -43,7 +43,7 @@ from tools.room import Room
 
 HYBRID, _USUAL = LOSSES["hybrid"], TrainConfig().augment
 STRONG = 5.0
-"""A weight at which both terms are much of a step (`tools.term_gradients`); at the published ones they are not."""
+"""A weight at which both terms contribute much to a step (`tools.term_gradients`), unlike at the published weights."""
 TERMS = {
     "hybrid": HYBRID,
     "task": LOSSES["task"],
@@ -59,18 +59,18 @@ TERMS = {
     "strong task+laplacian": replace(HYBRID, spread=None, lambda2=STRONG),
     "task at 0.2": replace(LOSSES["task"], temperature=0.2),
 }
-"""The hybrid loss, its terms alone, the task with one other term (as the paper compares them), and other settings."""
+"""The hybrid loss, its terms alone, the task with one other term (as in the paper's comparison), and other settings."""
 DEVICES = 4
 HELD_OUT_FOLD = 5
 CUTS = "6"
-"""Blocks that the encoder is cut into, so that windows come from early, middle and late cuts."""
+"""The number of blocks that the encoder is cut into, so that there are early, middle and late cuts."""
 _CHUNK = 36
-"""Window positions of each device between two rounds of training steps: four recordings."""
+"""Windows of each device between two rounds of training steps: those of four recordings."""
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One run: what arrives and how it is learnt from."""
+    """The settings of one run: which windows arrive, and how training uses them."""
 
     loss: HybridConfig = TrainConfig.loss
     objective: str = TrainConfig.objective
@@ -79,8 +79,8 @@ class TrainingRun:
     raw: bool = False
     """Ship raw audio instead of activations at mixed cuts."""
     pause: int = 0
-    """Windows that a device is silent for between two recordings. From `NEARBY` on nobody takes windows of two
-    recordings for the same sound."""
+    """Windows of silence on a device between two recordings. From `NEARBY` on, windows of two recordings are never
+    taken for the same sound."""
     passes: int = 4
     steps_per_chunk: int = 3
     batch: int = 64
@@ -91,10 +91,10 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class Stage:
-    """An encoder cut as in its bundle, and the recordings as the first trainable block gets them.
+    """An encoder cut as in its bundle, and the recordings as inputs of the first trainable block.
 
-    The blocks before it, a front end for instance, are the same in every generation and wherever they run: they are run
-    once, and raw audio, 16-bit PCM, is handed to the trainer behind them.
+    The blocks before it, such as a front end, are the same in every generation and wherever they run. They run only
+    once, and raw audio (16-bit PCM) is given to the trainer after them.
     """
 
     encoder: LoadedEncoder
@@ -118,12 +118,12 @@ class Stage:
         return np.asarray(torch.cat(rows).unflatten(0, self.fronts.shape[:2]).numpy())
 
     def judged(self, model: CutModel) -> Probed:
-        """What a linear probe makes of a model's embeddings."""
+        """The results of a linear probe on a model's embeddings."""
         return probe(self.embedded(model), self.clips.labels, self.clips.folds, HELD_OUT_FOLD)
 
 
 def stage(encoder: LoadedEncoder, clips: Clips, calibrate: Path, work: Path) -> Stage:
-    """Compile the encoder below `work`, and run what never changes."""
+    """Compile the encoder below `work`, and run the blocks that never change."""
     options = CompileOptions(targets=[load_target("rpi4")], calibrate=calibrate, cuts=CUTS)
     bundle = compile_encoder(encoder, options, work / "bundle")
     model = cut_model(encoder.graph, bundle, encoder.tensors)
@@ -138,14 +138,14 @@ def stage(encoder: LoadedEncoder, clips: Clips, calibrate: Path, work: Path) -> 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What one run gave."""
+    """The result of one run."""
 
     before: Probed
     after: Probed
     steps: int
     windows: int
     received_bytes: int
-    """Payloads of the windows, without headers; 0 of raw audio."""
+    """Bytes of the windows' payloads, without headers; 0 for raw audio."""
 
 
 def learn(
@@ -156,7 +156,7 @@ def learn(
     around_step: Callable[[], AbstractContextManager[None]] = nullcontext,
     after_pass: Callable[[CutModel], None] = lambda _: None,
 ) -> TrainingResult:
-    """`train`, and what a linear probe makes of it before and after."""
+    """Run `train`, with a linear probe before and after."""
     before = before or staged.judged(staged.start)
     trained = train(staged, run, around_step, after_pass)
     after = staged.judged(trained.model)
@@ -166,7 +166,7 @@ def learn(
 
 @dataclass(frozen=True)
 class Trained:
-    """The averaged weights at the end, and what they took."""
+    """The averaged weights at the end, and the effort to get them."""
 
     model: CutModel
     steps: int
@@ -183,7 +183,7 @@ def train(
 ) -> Trained:
     """Stream and train; `after_pass` gets the averaged weights after every pass over the recordings.
 
-    `before_steps` gets the trainer each time that it has new windows.
+    `before_steps` gets the trainer every time that it has new windows.
     """
     released, config = (
         staged.start,
@@ -219,7 +219,7 @@ def train(
 
 @dataclass(frozen=True)
 class _FrontWindow:
-    """A window of one device, before any block that learns has run."""
+    """A window of one device, before any trainable block has run."""
 
     device: int
     index: int
@@ -227,7 +227,7 @@ class _FrontWindow:
 
 
 def _pass(recordings: torch.Tensor, number: int, run: TrainingRun) -> Iterator[list[_FrontWindow]]:
-    """Every recording once, a few at a time; what is not kept has never been sent."""
+    """Yields the windows of every recording once, a few recordings at a time; only kept windows are sent."""
     rng = np.random.default_rng((run.seed, number))
     order = rng.permutation(len(recordings))
     per_clip = recordings.shape[1]
@@ -246,7 +246,7 @@ def _pass(recordings: torch.Tensor, number: int, run: TrainingRun) -> Iterator[l
 
 
 class _TorchPrefix:
-    """Prefix, encoding and decoding: a device's half in torch, which the compiler proves to be the same numbers."""
+    """A device's half (prefix, encoding, decoding) in torch; the compiler checks that the results are the same."""
 
     def __init__(self, staged: Stage, run: TrainingRun) -> None:
         cuts = staged.bundle.manifest.info.cuts
@@ -258,7 +258,7 @@ class _TorchPrefix:
         self.sent_bytes = 0
 
     def ship(self, model: CutModel, generation: int, heard: list[_FrontWindow]) -> Iterator[TrainingWindow]:
-        """The windows as the server takes them."""
+        """Yields the windows in the form that the server's trainer takes."""
         drawn = self._rng.choice(self._cuts, len(heard))
         for cut in self._cuts:
             members = [window for window, chosen in zip(heard, drawn, strict=True) if chosen == cut]

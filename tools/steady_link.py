@@ -1,9 +1,9 @@
-"""What a device makes of a link that does not change: its estimate, and how often its cut changes, in simulated time.
+"""Measures a device on a constant link, in simulated time: its estimate, and how often its cut changes.
 
     python -m tools.steady_link
 
-The device's own bandwidth estimate and splitter run; only the link and the clock are made up. Answers may come in
-bunches, as over Wi-Fi that saves power, or behind the pieces of a download that shares the link.
+The device's own bandwidth estimate and splitter run; only the link and the clock are simulated. Answers may come in
+bunches, as over Wi-Fi that saves power, or after the pieces of a download that shares the link.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tools.benchmarks import Section, publish
 from tools.reaction import PAIR_JITTER_S
 
 PIECE_BYTES = 128 << 10
-"""Of a download: the broker sends so much at once."""
+"""Bytes of a download that the broker sends at once."""
 KNOWN_AFTER_S = 10.0
 _UNCERTAINTY, _CPU = 0.4, 0.1
 _PING_BYTES = 160
@@ -42,7 +42,7 @@ _AT_ONCE_S = 0.05
 
 @dataclass(frozen=True)
 class SteadyLink:
-    """A link that stays as it is."""
+    """A link whose properties do not change."""
 
     mbps: float
     rtt_ms: float = 40.0
@@ -50,9 +50,9 @@ class SteadyLink:
     bunch_s: float = 0.0
     """Answers are held until the next multiple of this."""
     download: tuple[float, float] = (math.inf, math.inf)
-    """From when to when one shares the way back."""
+    """When a download that shares the way back begins and ends."""
     late_answers: float = 0.0
-    """Share of frames that the broker stores and the server does not answer in time."""
+    """Share of frames that the broker stores but the server does not answer in time."""
 
 
 @dataclass
@@ -81,7 +81,7 @@ class SteadyRun:
         self._jitter = -math.inf, 0.0
 
     def run(self, seconds: float) -> SteadyRun:
-        """Play so long."""
+        """Simulate `seconds`."""
         for index in range(int(seconds / self.hop_s)):
             self._until(index * self.hop_s)
             self.estimates.append((self.now, self._uplink.uplink_mbits))
@@ -96,12 +96,12 @@ class SteadyRun:
         return self
 
     def worst_factor(self) -> float:
-        """How far the estimate was off at most, once it had time."""
+        """The largest factor by which the estimate was off, after it had time to settle."""
         off = [mbps / self.link.mbps for time_s, mbps in self.estimates if time_s >= KNOWN_AFTER_S]
         return max(max(off), 1 / min(off))
 
     def most_changes_a_minute(self) -> int:
-        """Changes of cut in the worst minute, once the estimate had time."""
+        """Changes of cut in the worst minute, after the estimate had time to settle."""
         known = [(time_s, cut) for time_s, cut in self.cuts if time_s >= KNOWN_AFTER_S]
         times = [time_s for (_, a), (time_s, b) in itertools.pairwise(known) if a != b]
         return max((sum(one <= other < one + 60.0 for other in times) for one in times), default=0)
@@ -141,13 +141,13 @@ class SteadyRun:
         self._at(second_s, lambda: uplink.observe_pair(sent, trip_s, pair_s, before))
 
     def _sent(self, start_s: float, size: int) -> float:
-        """When so many bytes are through."""
+        """When `size` bytes sent from `start_s` have arrived."""
         rate = self.link.mbps * float(np.exp(self._random.normal(0, 0.05)))
         self._free_s = max(start_s, self._free_s) + size * 8 / 1e6 / rate
         return self._free_s
 
     def _back(self, sent_s: float) -> float:
-        """When the answer is here; answers keep their order."""
+        """When the answer arrives; answers keep their order."""
         link = self.link
         arrives_s = sent_s + link.rtt_ms / 1e3 + self._late(sent_s)
         if link.bunch_s:
@@ -160,7 +160,7 @@ class SteadyRun:
         return self._last_back_s
 
     def _late(self, sent_s: float) -> float:
-        """Jitter; of what follows at once it is nearly the same."""
+        """Jitter of an answer, which is almost the same for answers in quick succession."""
         wide_s, (before_s, late_s) = self.link.jitter_ms / 1e3, self._jitter
         if sent_s - before_s < _AT_ONCE_S:
             late_s += self._random.uniform(-PAIR_JITTER_S, PAIR_JITTER_S)
@@ -189,13 +189,13 @@ LINKS: dict[str, dict[str, Any]] = {
     "late": {"late_answers": 0.3},
     "bunched": {"bunch_s": 0.093},
 }
-"""What a link that does not change can be like besides."""
+"""Kinds of constant links, by name."""
 _MBPS = (0.5, 1.0, 2.0, 4.0)
 _SEEDS, _RUN_S = 8, 180.0
 
 
 def measure(work: Path) -> Section:
-    """Every link, with ResNet-18's table for a Raspberry Pi 4."""
+    """Measure every link, with ResNet-18's table for a Raspberry Pi 4."""
     module, config = new_encoder("resnet18")
     save_checkpoint("resnet18", config, module, work / "encoder.pt")
     options = CompileOptions([load_target("rpi4")], calibration_windows=4, formats=("onnx",))

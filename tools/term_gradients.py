@@ -1,10 +1,9 @@
-"""How much of a training step each term of the loss is: the norm of its weighted gradient, over that of the task.
+"""Measures each loss term's share of a training step: the norm of its weighted gradient over that of the task's.
 
     python -m tools.term_gradients --audio recordings/ --weights mn04_as_mAP_432.pt [--publish]
 
-From both starts of `tools.bench_learning`, on its windows: before the first step, and twice in the first pass over the
-recordings. The weights are the published ones, and a term counts linearly: at ten times the weight it is ten
-times as much of a step.
+It is measured from both starts of `tools.bench_learning`, on its windows, before the first step and twice in the first
+pass over the recordings. The weights are the published ones; a term's share is proportional to its weight.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from tools.esc10 import load_clips
 from tools.sparse_training import HYBRID, TERMS, TrainingRun, train
 
 MEASURED_AFTER = (0, 18, 45)
-"""Steps."""
+"""The numbers of steps after which shares are measured."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """After so many steps: the gradients of the weighted terms, over the task's."""
+    """The gradients of the weighted terms over the task's, after some number of steps."""
 
     steps: int
     spread: float
@@ -41,7 +40,7 @@ class Shares:
 
 
 def shares(trainer: Trainer, loss: HybridConfig = HYBRID, seed: int = 0) -> Shares:
-    """Of the next batch that a generator of this seed draws; the trainer is left as it is."""
+    """The shares on the next batch that a generator with this seed draws; the trainer is not changed."""
     config, generator = trainer.config, torch.Generator().manual_seed(seed)
     groups = trainer.buffer.sample_batch(np.random.default_rng(seed), config.batch)
     segments, width = trainer.model.segments, trainer.memory.dim
@@ -60,7 +59,7 @@ def shares(trainer: Trainer, loss: HybridConfig = HYBRID, seed: int = 0) -> Shar
 
 
 def measured(bench: LearningBench, start: StartingWeights) -> list[Shares]:
-    """From one start, while it learns by the task."""
+    """Measure the shares from one start while it learns with the task alone."""
     found: list[Shares] = []
 
     def note(trainer: Trainer) -> None:
@@ -74,7 +73,7 @@ def measured(bench: LearningBench, start: StartingWeights) -> list[Shares]:
 
 
 def section(found: dict[StartingWeights, list[Shares]]) -> Section:
-    """The page's figures."""
+    """The figures for the page."""
     told = Section(
         "server", "The server: how much of a step each term is", "python -m tools.term_gradients", "gradients"
     )

@@ -4,9 +4,9 @@
     ssc server run encoder.pt bundle/ --larger larger.pt --calibrate recordings/
 
 `recordings/esc10/labels.csv` and `recordings/speech_commands/labels.csv` name the recordings with class and fold; folds
-1 to 4 are learnt from. All weights are trained from AudioSet's, on windows of 1 s that begin anywhere, half of them as
-Opus leaves them, and are mixed with others and masked. The same recordings, seed and machine give the same bytes; about
-6 minutes of one core.
+1 to 4 are learnt from. Training starts from AudioSet's weights and changes all of them. Windows of 1 s begin anywhere,
+half of them have gone through Opus, and they are mixed with others and masked. The same recordings, seed and machine
+give the same bytes; it takes about 6 minutes on one core.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from tools.reference.training import follow
 ENCODER, CONFIG = "mn", {"width_mult": 0.4}
 BATCH, SCALE, SMOOTHING, KBPS = 64, 16.0, 0.05, 16.0
 RATES = (5e-4, 3e-3)
-"""Learning rates of the encoder and of the head that is thrown away."""
+"""Learning rates of the encoder and of the head, which is discarded."""
 MAX_GAIN_DB, MAX_SHIFT_S = 8.0, 0.1
 _QUIET = 1e-6
-"""Mean square of windows that are not learnt from."""
+"""Mean square below which windows are not used."""
 _AVERAGE_DECAY, _WARM_UP_STEPS = 0.99, 50
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Recordings:
-    """Samples of recordings (n,) each, and their classes."""
+    """The samples of recordings, (n,) each, and their classes."""
 
     samples: list[Floats]
     coded: list[Floats]
-    """The same after Opus."""
+    """The same samples after Opus."""
     classes: npt.NDArray[np.int64]
     names: tuple[str, ...]
 
 
 def read_recordings(audio: Path, rate: int, window: int) -> Recordings:
-    """Those of folds 1 to 4, at least a window long. Raises FormatError or SourceError."""
+    """Read the recordings of folds 1 to 4 that are at least a window long. Raises FormatError or SourceError."""
     clips = [clip for name in SETS for clip in read_clips(audio / name / "labels.csv") if clip.fold != HELD_OUT_FOLD]
     names, counters = tuple(sorted({clip.labels[0] for clip in clips})), Counters()
     found = []
@@ -67,7 +67,7 @@ def read_recordings(audio: Path, rate: int, window: int) -> Recordings:
 
 
 def _through_opus(samples: Floats, rate: int) -> Floats:
-    """(n,) -> (n,), in pieces of a second as a stream, from a beginning without a past."""
+    """Code and decode samples, (n,) -> (n,), as a new stream in pieces of a second."""
     encoder, decoder = OpusEncoder(rate, KBPS), OpusDecoder(rate)
     padded = np.pad(samples, (0, -len(samples) % rate)).reshape(-1, rate)
     return np.concatenate([decoder.decode(encoder.encode(piece), rate) for piece in padded])[: len(samples)]
@@ -76,7 +76,7 @@ def _through_opus(samples: Floats, rate: int) -> Floats:
 def batch_of(
     recordings: Recordings, chosen: npt.NDArray[np.int64], rate: int, window: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Windows (n, window) of recordings, each mixed with another one, and their classes (n, classes)."""
+    """Windows (n, window) of recordings, each mixed with another, and their classes (n, classes)."""
     sources = [recordings.coded if coded else recordings.samples for coded in rng.random(len(chosen)) < 0.5]
     windows = np.stack([_crop(source[one], rate, window, rng) for source, one in zip(sources, chosen, strict=True)])
     windows *= 10 ** (rng.uniform(-MAX_GAIN_DB, MAX_GAIN_DB, (len(chosen), 1)) / 20)
@@ -103,7 +103,7 @@ def _crop(samples: Floats, rate: int, window: int, rng: np.random.Generator) -> 
 
 
 def _masked(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Bands and frames of each (n, 1, mels, frames) take its mean (SpecAugment)."""
+    """Images (n, 1, mels, frames), with some bands and frames of each set to its mean (SpecAugment)."""
     for image in images:
         for axis, most in ((1, MAX_MASKED_BANDS), (2, MAX_MASKED_FRAMES)):
             size = int(rng.integers(0, most + 1))
@@ -120,7 +120,7 @@ def train(encoder: Any, recordings: Recordings, epochs: int, seed: int, batch: i
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
     average = {name: value.clone() for name, value in encoder.state_dict().items()}
     window, rate = encoder.window_samples, encoder.sample_rate
-    # Long recordings are seen several times an epoch, each time somewhere else.
+    # Long recordings are used several times an epoch, each time at another position.
     every = np.repeat(
         np.arange(len(recordings.samples)), [1 + (len(one) > 2 * window) * 3 for one in recordings.samples]
     )

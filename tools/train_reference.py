@@ -1,15 +1,15 @@
-"""Trains an encoder on real recordings, so that something is recognised out of the box.
+"""Trains an encoder on real recordings, so that it recognises sounds out of the box.
 
     python -m tools.train_reference mobilenet_v3_small --audio recordings/ [--teacher mn04_as_mAP_432.pt] [--publish]
     ssc encoder new mobilenet_v3_small --weights .cache/reference/mobilenet_v3_small.speech-and-sounds.npz -o encoder.pt
 
 `recordings/esc10/labels.csv` and `recordings/speech_commands/labels.csv` name the recordings with class and fold.
-Folds 1 to 4 are learnt from, a tenth of their sources and speakers apart to stop by; fold 5 is judged, once, by the
-weights as they are written. `--weights-of sounds` learns from ESC-10 alone, without any word. With `--teacher`,
-EfficientAT's checkpoint, the embedding also learns to tell what that one knows.
+Training uses folds 1 to 4, with a tenth of their sources and speakers set aside for early stopping; the written weights
+are judged once on fold 5. `--weights-of sounds` learns from ESC-10 alone, without any words. With `--teacher`,
+EfficientAT's checkpoint, the embedding also learns from that one's embeddings.
 
-Stopped at any moment, the same command goes on; the same recordings and options on the same machine give the same
-bytes. Images of the recordings are computed once, into `--cache`.
+After an interruption, the same command continues; the same recordings and options on the same machine give the same
+bytes. Images of the recordings are computed once and kept in `--cache`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _ATTRIBUTION = {
 
 
 def trained_weights(course: Course, encoder: str, variant: str, taught: bool) -> TrainedWeights:
-    """The best epoch's weights and head, with a temperature that fits the recordings the run was stopped by."""
+    """The best epoch's weights and head, with a temperature fitted to the recordings for early stopping."""
     state = course.best
     inside = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
     names = tuple(str(name) for name in course.corpus.names)
@@ -74,7 +74,7 @@ def trained_weights(course: Course, encoder: str, variant: str, taught: bool) ->
 
 
 def _temperature(course: Course) -> float:
-    """By which the logits of the recordings to stop by are divided for the least log loss."""
+    """The divisor of logits that gives the least log loss on the recordings for early stopping."""
     logits, owners = course.logits(course.best, course.split.validation)
     truth = torch.from_numpy(course.corpus.labels[course.split.validation][owners])
     losses = [float(torch.nn.functional.cross_entropy(logits / heat, truth)) for heat in _TEMPERATURES]
@@ -82,7 +82,7 @@ def _temperature(course: Course) -> float:
 
 
 def judge(trained: TrainedWeights, table: Path, fold: int = HELD_OUT_FOLD, most: int | None = None) -> Validation:
-    """The weights as a device runs them, window by window, on one fold of a data set."""
+    """Judge the weights as a device runs them, window by window, on one fold of a data set."""
     module, _ = trained.build({})
     front: Any = module.front_end
     info = FrontEndInfo(
@@ -110,7 +110,7 @@ def judge(trained: TrainedWeights, table: Path, fold: int = HELD_OUT_FOLD, most:
 
 
 def pooled(parts: Sequence[Validation]) -> Validation:
-    """Several data sets as one, each by its size."""
+    """Combine data sets into one, each weighted by its size."""
     windows, groups = [part.windows for part in parts], [part.groups for part in parts]
     return Validation(
         split=" and ".join(part.split for part in parts),
@@ -123,7 +123,7 @@ def pooled(parts: Sequence[Validation]) -> Validation:
 
 
 def train(given: argparse.Namespace) -> tuple[Course, dict[str, Validation]]:
-    """Train or go on, write the file, and judge what is written, by data set."""
+    """Train or continue, write the file, and judge the written weights by data set."""
     recipe = Recipe(**{field.name: getattr(given, field.name) for field in fields(Recipe)})
     torch.set_num_threads(recipe.threads)
     tables = {name: given.audio / name / "labels.csv" for name in VARIANTS[given.weights_of]}
@@ -142,7 +142,7 @@ def train(given: argparse.Namespace) -> tuple[Course, dict[str, Validation]]:
 
 
 def section(encoder: str, variant: str, course: Course, judged: dict[str, Validation]) -> Section:
-    """The page's figures."""
+    """The figures for the page."""
     group = encoder if variant == USUAL else f"{encoder}_{variant}"
     command = f"python -m tools.train_reference {encoder} --weights-of {variant} --teacher ..."
     found = Section("reference", f"Trained encoders: {encoder}, {variant}", command, part=group)

@@ -1,10 +1,10 @@
-"""What contrastive objectives cost: energy of a step and up to an accuracy, peak memory, bytes received.
+"""Measures the cost of contrastive objectives: energy per step and until an accuracy, peak memory, bytes received.
 
     python -m tools.training_energy encoder.pt --audio recordings/ --meter rapl [--objectives simclr,moco] [--out FILE]
 
-Each objective trains in a process of its own on the same recordings (`tools.sparse_training`), and a linear probe is
-asked after every pass over them. The machine's idle power is measured first, for ten seconds, unless the source brings
-its own. Every figure stands beside what counted it; FILE gets a line of JSON for each objective.
+Each objective trains in a separate process on the same recordings (`tools.sparse_training`), with a linear probe after
+every pass over them. The machine's idle power is first measured for ten seconds, unless the source states it. Every
+figure is given with the meter that counted it; FILE gets a line of JSON for each objective.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ RECEIVED = "payloads of the windows, counted where they are encoded"
 
 @dataclass
 class Progress:
-    """How accurate the windows were after each pass, and what training had taken by then."""
+    """The accuracy on windows after each pass, and the energy used for training until then."""
 
     points: list[tuple[float, EnergyUse]] = field(default_factory=list)
 
     def until(self, accuracy: float) -> EnergyUse | None:
-        """What training took to the first pass that reached an accuracy; None if none did."""
+        """The energy used until the first pass that reached an accuracy; None if none did."""
         return next((use for reached, use in self.points if reached >= accuracy), None)
 
 
 def with_idle_power(
     source: EnergySource, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic
 ) -> EnergySource:
-    """The source with the idle power that it counts now, unless it brings its own."""
+    """The source with its idle power measured now, unless the source states it."""
     if source.idle_w is None:
         before, began = source.joules(), clock()
         sleep(IDLE_S)
@@ -58,7 +58,7 @@ def with_idle_power(
 
 
 def measured(given: argparse.Namespace, objective: str) -> dict[str, Any]:
-    """One objective, in this process."""
+    """Measure one objective in this process."""
     torch.set_num_threads(1)
     source = energy_source(given.meter)
     if source is None:
@@ -96,7 +96,7 @@ def measured(given: argparse.Namespace, objective: str) -> dict[str, Any]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """The page's table."""
+    """The table for the page."""
     accuracy = found[0]["accuracy"]
     rows = [
         "| objective | J a step, with idle | above idle | "
@@ -138,7 +138,7 @@ def main() -> None:
         return
     found = []
     for objective in objectives:
-        # The last --objectives counts; a process has one peak of memory.
+        # The last --objectives takes effect. Each objective needs its own process, since peak memory is per process.
         command = [sys.executable, "-m", "tools.training_energy", *sys.argv[1:], "--objectives", objective]
         line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
         found.append(json.loads(line))

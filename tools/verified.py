@@ -1,7 +1,7 @@
-"""A pytest plugin that writes down what passed: `pytest -p tools.verified` leaves docs/verified.json.
+"""A pytest plugin that records the outcome of the tests: `pytest -p tools.verified` writes docs/verified.json.
 
-It holds the commit (with "+" behind it when files were changed), the date, the tests of each file and of each marker by
-outcome, and why tests were skipped. Only a whole run writes it: not one with -k, -m or paths.
+The file has the commit (followed by "+" if files were changed), the date, the outcomes of the tests by file and by
+marker, and why tests were skipped. Only a complete run writes it, not one with -k, -m or paths.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ MARKERS = ("integration", "slow")
 
 
 class Verified:
-    """Counts outcomes as they are reported, in the process that the workers report to."""
+    """Counts outcomes as they are reported, in the process to which the workers report."""
 
     def __init__(self) -> None:
         self.outcomes: dict[str, tuple[str, tuple[str, ...]]] = {}
         self.reasons: Counter[str] = Counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A test fails with any of its phases, is skipped before its call, and passes with its call."""
+        """Count a test: it fails if any of its phases does, is skipped before its call, and passes with its call."""
         known, _ = self.outcomes.get(report.nodeid, ("", ()))
         if report.when == "call" or report.outcome != "passed":
             outcome = "failed" if "failed" in (known, report.outcome) else report.outcome
@@ -37,7 +37,7 @@ class Verified:
             self.reasons[report.longrepr[2].removeprefix("Skipped: ")] += 1
 
     def record(self, commit: str, date: str) -> dict[str, Any]:
-        """What docs/verified.json holds."""
+        """The content of docs/verified.json."""
         files: dict[str, Counter[str]] = defaultdict(Counter)
         markers: dict[str, Counter[str]] = defaultdict(Counter)
         for nodeid, (outcome, marked) in self.outcomes.items():
@@ -54,23 +54,23 @@ class Verified:
 
 
 def git(*arguments: str) -> str:
-    """What git says of this repository."""
+    """Run git in this repository; returns its output."""
     return subprocess.check_output(["git", "-C", str(ROOT), *arguments], text=True).strip()
 
 
 def commit() -> str:
-    """The commit that is checked out, with "+" when it is not what the files hold."""
+    """The commit that is checked out, followed by "+" if files differ from it."""
     return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Count, where the workers report to."""
+    """Count outcomes in the process to which the workers report."""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Verified(), "verified")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the record of a whole run."""
+    """Write the record of a complete run."""
     plugin, options = session.config.pluginmanager.get_plugin("verified"), session.config.option
     if plugin is None or options.collectonly or options.markexpr or options.keyword or options.file_or_dir:
         return

@@ -1,4 +1,4 @@
-"""Where the bytes of a device's interface go: packets as they pass, read down to the fields of frames and replies."""
+"""Accounts for the bytes on a device's interface, from packets down to the fields of frames and replies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PATIENCE_S = 0.2
 
 
 class Packet:
-    """An Ethernet frame with TCP over IPv4 in it. Raises ValueError for any other."""
+    """An Ethernet frame that contains TCP over IPv4. Raises ValueError for any other."""
 
     def __init__(self, data: bytes) -> None:
         if len(data) < 54 or data[12:14] != b"\x08\x00" or data[23] != socket.IPPROTO_TCP:
@@ -40,19 +40,19 @@ class Packet:
 
 
 class Conversation:
-    """One way of a connection to a broker, from a moment at which nothing is under way; adds up what it holds."""
+    """One direction of a connection to a broker, from a moment without data in transit; adds up its bytes by kind."""
 
     def __init__(self, parts: Counter[str]) -> None:
         self._parts, self._begun = parts, b""
         self._next: int | None = None
 
     def take(self, packet: Packet) -> None:
-        """Count a packet that passes."""
+        """Count one packet."""
         if not packet.data:
             self._parts[TCP_ALONE] += packet.around
             return
         self._parts[TCP_DATA] += packet.around
-        if self._next not in (None, packet.sequence):  # sent again
+        if self._next not in (None, packet.sequence):  # retransmitted
             self._parts[REST] += len(packet.data)
             return
         self._next = (packet.sequence + len(packet.data)) % (1 << 32)
@@ -96,7 +96,7 @@ class Conversation:
 
 @dataclass
 class Parts:
-    """Listens on an interface of a network namespace while `with Parts(namespace, link) as parts`."""
+    """Counts bytes by kind on a namespace's interface during `with Parts(namespace, link) as parts`."""
 
     namespace: str
     link: str

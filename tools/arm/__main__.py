@@ -2,8 +2,8 @@
 
 python -m tools.arm [--runtimes NAME,...] [--cache DIR] [--audio DIR] [--json FILE]
 
-Exit codes: 0 everything held; 1 something did not; 77 (skipped, as Automake has it) when the emulated machine cannot be
-had here, with one line that says why.
+Exit codes: 0 all checks passed; 1 a check failed; 77 (Automake's code for skipped) if the emulated machine is not
+available here, with one line that says why.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SKIPPED = 77
 
 
 def main() -> int:
-    """Check, print a table."""
+    """Run the checks and print a table."""
     parser = argparse.ArgumentParser(prog="python -m tools.arm", description=__doc__.split("\n")[0])
     parser.add_argument("--cache", type=Path, default=REPOSITORY / ".cache" / "arm", help="what is fetched goes here")
     parser.add_argument("--audio", type=Path, help="recordings to use instead of a synthesised soundscape")

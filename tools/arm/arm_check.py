@@ -1,4 +1,4 @@
-"""The device runtime on an emulated Raspberry Pi 4: the library call, `ssc edge run`, `ssc doctor`."""
+"""Checks the device runtime on an emulated Raspberry Pi 4: the library call, `ssc edge run`, `ssc doctor`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SITES = (
     SitePackages(NEWEST, "onnx", "edge", NEWEST_RUNTIME),
     SitePackages("tflite-runtime", "tflite", "edge-tflite-runtime", ("tflite-runtime==2.14.0", _NUMPY_1)),
 )
-"""The second is what pip chooses; the loop is the same for both, so it runs the library call alone."""
+"""The second is the one that pip chooses; the loop is the same for both, so only the library call is run with it."""
 MAX_ERROR = 1e-4
 _OURS = ("models", "runtime_edge", "runtime_server", "streamsplit_compile")
 _TIMEOUT_S = 180.0
@@ -33,27 +33,27 @@ _TIMEOUT_S = 180.0
 
 @dataclass(frozen=True)
 class Embedded:
-    """One variant's embeddings of a recording, there against here."""
+    """One variant's embeddings of a recording, on the emulated machine compared with this one."""
 
     runtime: str
     variant: str
     windows: int
     max_error: float
     cosine_to_fp32: tuple[float, float]
-    """Medians, here and there."""
+    """Medians on this machine and on the emulated one."""
     rss_mb: float
     """The emulator's memory included."""
     window_s: float
 
     @property
     def holds(self) -> bool:
-        """Float32 alone is judged: int8 kernels round and saturate differently on different processors."""
+        """Whether it passes. Only float32 is judged: int8 kernels round and saturate differently on each processor."""
         return self.max_error <= MAX_ERROR or not self.variant.endswith("fp32")
 
 
 @dataclass
 class CheckResult:
-    """All that was found."""
+    """The results of all checks."""
 
     cpu: str = CPU
     installed_mb: dict[str, float] = field(default_factory=dict)
@@ -61,11 +61,11 @@ class CheckResult:
     embedded: list[Embedded] = field(default_factory=list)
     streamed: list[Streamed] = field(default_factory=list)
     doctor: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-    """What `ssc doctor` finds, by site."""
+    """Findings of `ssc doctor`, by site."""
 
     @property
     def failures(self) -> list[str]:
-        """What did not hold, one line each."""
+        """The checks that failed, one line each."""
         rows: list[Embedded | Streamed] = [*self.embedded, *self.streamed]
         problems = [
             f"ssc doctor, {site}: {finding['what']}: {finding['detail']}"
@@ -83,7 +83,7 @@ def check(
     directory: Path,
     say: Callable[[str], None],
 ) -> CheckResult:
-    """Everything for some sites, in a scratch directory. Raises Unavailable."""
+    """Run every check for some sites, in a scratch directory. Raises Unavailable."""
     packages = {site: machine.install(site) for site in sites}
     outcome = CheckResult()
     say("compiling the bundle: onnx and tflite, fp32 and int8")
@@ -104,7 +104,7 @@ def check(
 def embed(
     machine: EmulatedMachine, site: SitePackages, packages: Path, sample: Sample, directory: Path
 ) -> list[Embedded]:
-    """The library call with every variant of the site's format, there and here."""
+    """Run the library call with every variant of the site's format, on both machines."""
     exact, small = variants = (f"{site.format}-fp32", f"{site.format}-int8")
     script = [Path(__file__).with_name("embed.py"), sample.bundle.path, sample.recording, ",".join(variants)]
     _output([sys.executable, *script, directory / "here.npz"])
@@ -127,24 +127,24 @@ def embed(
 
 
 def examine(machine: EmulatedMachine, packages: Path, sample: Sample) -> list[dict[str, str]]:
-    """What `ssc doctor` finds there, with the bundle."""
+    """The findings of `ssc doctor` on the emulated machine, with the bundle."""
     command = machine.ssc("doctor", sample.bundle.path, "--json")
     found: list[dict[str, str]] = json.loads(_output(command, machine.environment(packages), allowed=(0, 1)))
     return found
 
 
 def as_json(outcome: CheckResult) -> dict[str, Any]:
-    """For programs."""
+    """The results as JSON for programs."""
     return asdict(outcome) | {"failures": outcome.failures}
 
 
 def _cosine(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
-    """Median over windows; embeddings have unit norm."""
+    """Median cosine over windows; embeddings have unit norm."""
     return float(np.median((found * expected).sum(1)))
 
 
 def _disk_mb(directory: Path) -> float:
-    """What `du` counts, in units of 1e6 bytes."""
+    """Disk use as `du` counts it, in units of 1e6 bytes."""
     return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*")) / 1e6
 
 

@@ -1,6 +1,6 @@
-"""Debian's packages and QEMU in a cache directory: nothing is installed on this machine, and no root is needed.
+"""Fetches Debian's packages and QEMU into a cache directory: nothing is installed on this machine, no root is needed.
 
-apt checks Debian's signatures under a private configuration, and this machine's own package manager keeps its state.
+apt checks Debian's signatures under a private configuration, and this machine's own package manager is not affected.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ APT::Update::Error-Mode "any";
 """
 
 # An older QEMU shows programs the real machine's /proc/cpuinfo. On x86 onnxruntime then finds no processor, and from
-# 1.28 on it follows a null pointer at import; given a Raspberry Pi 4's, all versions load.
+# 1.28 on it follows a null pointer at import. With the /proc/cpuinfo of a Raspberry Pi 4, all versions load.
 _CORE = """\
 processor\t: {core}
 BogoMIPS\t: 108.00
@@ -49,15 +49,15 @@ CPU revision\t: 3
 
 """
 CPUINFO = "".join(_CORE.format(core=core) for core in range(4)) + "Model\t\t: Raspberry Pi 4 Model B (emulated)\n"
-"""What a Raspberry Pi 4 says of its processor in /proc/cpuinfo."""
+"""The /proc/cpuinfo of a Raspberry Pi 4."""
 
 
 class Unavailable(Exception):
-    """The emulated machine cannot be had here; the message is one line that says why."""
+    """The emulated machine is not available here; the message is one line that says why."""
 
 
 class DebianCache:
-    """What is fetched from Debian, and kept. Raises Unavailable where it cannot be had."""
+    """Files fetched from Debian and kept. Raises Unavailable if they cannot be fetched."""
 
     def __init__(self, cache: Path, mirror: str = MIRROR, say: Callable[[str], None] = print) -> None:
         self.directory, self.mirror, self.say = cache.resolve(), mirror, say
@@ -71,7 +71,7 @@ class DebianCache:
         return Path(on_path) if on_path else self.cached("qemu", (BOOKWORM,), self._unpack_qemu) / _QEMU
 
     def cached(self, name: str, inputs: tuple[str, ...], fill: Callable[[Path], None]) -> Path:
-        """The directory `fill` made of these inputs, now or earlier; what other inputs made goes."""
+        """The directory that `fill` made from these inputs, now or earlier; one made from other inputs is removed."""
         digest = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:12]
         directory = self.directory / f"{name}-{digest}"
         if not directory.exists():
@@ -94,14 +94,14 @@ class DebianCache:
 
     @contextmanager
     def downloaded(self, packages: Sequence[str]) -> Iterator[list[Path]]:
-        """Debian packages as files that lie there while the context lasts."""
+        """Debian packages as files that exist while the context lasts."""
         with self._apt(BOOKWORM) as (state, environment):
             _output(["apt-get", "-q", "download", *packages], state, environment)
             yield sorted(state.glob("*.deb"))
 
     @contextmanager
     def downloaded_with_dependencies(self, packages: Sequence[str], suite: str) -> Iterator[list[Path]]:
-        """The same of arm64 with all that they depend on, for a system that has nothing yet."""
+        """arm64 packages with all their dependencies, for a system that has nothing yet."""
         with self._apt(suite, "arm64") as (state, environment):
             install = ["install", "--yes", "--download-only", "--no-install-recommends"]
             _output(["apt-get", "-q", *install, *packages], state, environment)
@@ -109,7 +109,7 @@ class DebianCache:
 
     @contextmanager
     def _apt(self, suite: str, architecture: str | None = None) -> Iterator[tuple[Path, dict[str, str]]]:
-        """A directory with the lists of a suite, for this machine or another, and the variables of apt there."""
+        """A directory with a suite's package lists, for this architecture or another, and apt's environment for it."""
         for tool in ("apt-get", "dpkg-deb"):
             if shutil.which(tool) is None:
                 raise Unavailable(f"{tool} is missing: Debian packages cannot be fetched here")

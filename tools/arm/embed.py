@@ -1,6 +1,6 @@
-"""Embed a recording with a bundle's variants by the library call; the same file runs here and on the emulated machine.
+"""Embeds a recording with a bundle's variants by the library call; the same file runs here and on the emulated machine.
 
-python embed.py BUNDLE RECORDING VARIANT,... OUT.npz      prints what it ran on as JSON
+python embed.py BUNDLE RECORDING VARIANT,... OUT.npz      prints as JSON what it ran on
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from runtime_edge.audio import open_source
 
 
 def main(bundle: str, recording: str, variants: str, out: str) -> None:
-    """Write embeddings (windows, d) float32 by variant."""
+    """Write the embeddings (windows, d) float32 of each variant."""
     found: dict[str, Any] = {}
     window_s: dict[str, float] = {}
     for variant in variants.split(","):

@@ -1,9 +1,9 @@
-/* A plugin for QEMU's user-mode emulation: how many instructions of the emulated machine a program ran.
+/* A plugin for QEMU's user-mode emulation that counts the emulated instructions of a program.
 
      cc -shared -fPIC -O2 instructions.c -o instructions.so
      qemu-aarch64 -plugin ./instructions.so -d plugin -D count.txt program
 
-   What it uses of QEMU's plugin interface, version 1, is declared here, so that QEMU's headers need not be there. */
+   The parts of QEMU's plugin interface, version 1, that it uses are declared here, so QEMU's headers are not needed. */
 
 #include <inttypes.h>
 #include <stddef.h>

@@ -1,10 +1,10 @@
-"""How many instructions a program runs on the emulated Cortex-A72: what can be said of its speed without one.
+"""Counts the instructions of a program on the emulated Cortex-A72, as a measure of its speed without a real one.
 
     counter = InstructionCounter(machine)
     counter.count(site, "-c", "print('hello')")
 
-QEMU's emulators with libraries load plugins, its static ones do not, so Debian's `qemu-user` is unpacked beside the
-machine; the plugin is 50 lines of C that the compiler here translates.
+QEMU's dynamically linked emulators load plugins, the static ones do not, so Debian's `qemu-user` is unpacked beside the
+machine; the plugin is 50 lines of C, built by this machine's compiler.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ for _ in range(int(sys.argv[3])):
 
 
 class InstructionCounter:
-    """Runs programs on the emulated machine and counts. Raises Unavailable where a part cannot be had."""
+    """Runs programs on the emulated machine and counts instructions. Raises Unavailable if a part is missing."""
 
     def __init__(self, machine: EmulatedMachine) -> None:
         self._machine = machine
@@ -47,7 +47,7 @@ class InstructionCounter:
         self._plugin = machine.cached("plugin", (_SOURCE.read_text(),), self._compile) / "instructions.so"
 
     def count(self, site: SitePackages, *arguments: object) -> int:
-        """Instructions that Python there runs for some arguments, all of them."""
+        """All instructions of Python on the emulated machine, run with these arguments."""
         packages = self._machine.install(site)
         with tempfile.TemporaryDirectory() as folder:
             counted = Path(folder) / "count"
@@ -59,8 +59,8 @@ class InstructionCounter:
             return int(counted.read_text())
 
     def window(self, site: SitePackages, bundle: Path, variant: str) -> float:
-        """Instructions for one window of a bundle in one variant, on one thread: what further windows add."""
-        # The first run leaves bytecode behind, which later ones read.
+        """Instructions that each further window of a bundle takes in one variant, on one thread."""
+        # The first run writes bytecode files, which later runs read.
         _, few, more = (self.count(site, "-c", _EMBED, bundle, variant, windows) for windows in (1, *_WINDOWS))
         return (more - few) / (_WINDOWS[1] - _WINDOWS[0])
 

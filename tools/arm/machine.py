@@ -1,8 +1,8 @@
 """An emulated Raspberry Pi 4: Debian's arm64 Python and aarch64 wheels, run by QEMU's user-mode emulation.
 
-Everything lies in a cache directory: nothing is installed on this machine, its own package manager's state stays as it
-is, and no root is needed. apt checks Debian's signatures under a private configuration, pip the index's hashes. What is
-in the cache is not fetched again.
+Everything is in a cache directory: nothing is installed on this machine, its own package manager is not affected, and
+no root is needed. apt checks Debian's signatures under a private configuration, pip the index's hashes. Files in the
+cache are not fetched again.
 
 machine = Machine(Path(".cache/arm"))
 subprocess.run(machine.command("-c", "import platform; print(platform.machine())"), env=machine.environment(site))
@@ -38,7 +38,7 @@ class SitePackages:
 
     name: str
     format: str
-    """Of the blocks its inference runtime runs: onnx or tflite."""
+    """Format of the blocks that its inference runtime runs: onnx or tflite."""
     extra: str
     pins: tuple[str, ...]
     """Exact versions of the inference runtime and of numpy."""
@@ -49,12 +49,12 @@ class SitePackages:
         return self.pins[0].replace("==", " ")
 
     def requirements(self) -> list[str]:
-        """Requirements of the extra as they hold on the emulated machine, then the pins."""
+        """The extra's requirements on the emulated machine, then the pins."""
         return [*wheels.requirements([self.extra], _PYTHON), *self.pins]
 
 
 class EmulatedMachine(DebianCache):
-    """The emulated machine. Making one fetches what the cache lacks; raises Unavailable when that cannot be done."""
+    """The emulated machine. The constructor fetches files missing in the cache; raises Unavailable if it cannot."""
 
     def __init__(self, cache: Path, mirror: str = MIRROR, say: Callable[[str], None] = print) -> None:
         super().__init__(cache, mirror, say)
@@ -62,7 +62,7 @@ class EmulatedMachine(DebianCache):
         self._qemu = self.qemu()
 
     def install(self, site: SitePackages) -> Path:
-        """The directory with a site's packages."""
+        """Install a site's packages if necessary; returns their directory."""
         wanted = (*site.requirements(), wheels.CONSTRAINTS.read_text())
 
         def fill(directory: Path) -> None:
@@ -82,8 +82,8 @@ class EmulatedMachine(DebianCache):
     def ssc(self, *arguments: object) -> list[str]:
         """The command line that runs `ssc`, by its console entry point, on the emulated machine.
 
-        It finds a Python that it can start as a process of its own, as it does for a bundle's self-test: the emulated
-        one is no program of this machine.
+        It is given a Python that it can start as a separate process, as for a bundle's self-test: this machine cannot
+        run the emulated one directly.
         """
         python = self.directory / "python"
         write_atomic(python, f'#!/bin/sh\nexec {shlex.join(self.command())} "$@"\n'.encode(), 0o755)
@@ -92,7 +92,7 @@ class EmulatedMachine(DebianCache):
         return self.command("-c", code, *arguments)
 
     def environment(self, site: Path) -> dict[str, str]:
-        """Variables of a process there: the site's packages and this checkout's sources."""
+        """Environment variables of an emulated process: the site's packages and this checkout's sources."""
         return {
             "PATH": os.defpath,
             "HOME": str(self.directory),

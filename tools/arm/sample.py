@@ -1,4 +1,4 @@
-"""What is checked: a small encoder, the bundle compiled from it, and a recording."""
+"""The sample for the checks: a small encoder, the bundle compiled from it, and a recording."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Sample:
     bundle: Bundle
     module: torch.nn.Module
     pcm: npt.NDArray[np.int16]
-    """(samples,) at the encoder's rate, enough for some windows at every cut."""
+    """(samples,) at the encoder's rate, enough for several windows at every cut."""
     recording: Path
-    """The same sound's beginning as a stereo FLAC file at 44.1 kHz."""
+    """The beginning of the same audio as a stereo FLAC file at 44.1 kHz."""
 
     @functools.cached_property
     def prefix(self) -> Prefix:
@@ -45,12 +45,12 @@ class Sample:
 
     @property
     def window(self) -> int:
-        """Samples of a window."""
+        """Number of samples in a window."""
         return self.bundle.manifest.info.front_end.window_samples
 
     @property
     def hop(self) -> int:
-        """Samples between the starts of two windows."""
+        """Number of samples between the starts of two windows."""
         return self.bundle.manifest.info.front_end.hop_samples
 
     @property
@@ -59,19 +59,19 @@ class Sample:
         return [cut.name for cut in self.bundle.manifest.info.cuts]
 
     def heard(self, index: int) -> Array:
-        """(samples,) float32: window `index` as a device hears it."""
+        """Window `index` as a device hears it, (samples,) float32."""
         audio: Array = self.pcm[index * self.hop : index * self.hop + self.window].astype(np.float32)
         audio /= 32768
         return audio
 
     def whole(self, index: int) -> Array:
-        """(d,): what the whole encoder makes of a window in torch."""
+        """The whole encoder's embedding of a window in torch, (d,)."""
         with torch.no_grad():
             embedding: Array = self.module(torch.from_numpy(self.heard(index))[None])[0].numpy()
         return embedding
 
     def through(self, index: int, cut: str, encoding: str) -> Array:
-        """(d,): what this machine makes of a window whose activation at a cut has gone through a frame's encoding."""
+        """The embedding (d,) on this machine of a window whose activation at a cut went through a frame's encoding."""
         position = self.cuts.index(cut)
         codec = CutCodec(self.bundle.manifest.info.cuts[position], encoding)
         self.prefix.start(self.heard(index))
@@ -83,7 +83,7 @@ class Sample:
 
 
 def make_sample(directory: Path, recordings: Path | None, windows_per_cut: int) -> Sample:
-    """Compile the encoder in both formats, in float32 and int8; audio from the recordings, or synthesised."""
+    """Compile the encoder in both formats, in float32 and int8; the audio is from recordings or synthesised."""
     encoder = directory / "encoder.pt"
     module, config = new_encoder(_ENCODER)
     save_checkpoint(_ENCODER, config, module, encoder)

@@ -1,8 +1,8 @@
-"""`ssc edge run` on the emulated machine against a broker and a server here.
+"""Runs `ssc edge run` on the emulated machine with a broker and a server on this one.
 
-The device hears audio through its standard input, a window at a time, and its splitter table is swapped until windows
-have been shipped at every cut. The server's answers are held against what this machine makes of the same
-windows, cut and encoded alike, and against the whole encoder in torch.
+The device gets audio through its standard input, a window at a time, and its splitter table is replaced until windows
+have been shipped at every cut. The server's answers are compared with this machine's embeddings of the same windows,
+cut and encoded in the same way, and with the whole encoder in torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tools.arm.machine import EmulatedMachine, SitePackages
 from tools.arm.sample import TARGET, Array, Sample
 
 MIN_COSINE = 0.999
-"""Of an embedding with what this machine makes of the same window, cut and encoded alike."""
+"""Lowest cosine of an embedding with this machine's for the same window, cut and encoded in the same way."""
 MAX_WINDOWS_PER_CUT = 6
 _WINDOWS_PER_CUT = 2
 _DEADLINE_MS = 60_000
@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Streamed:
-    """What came of one `ssc edge run`."""
+    """The result of one `ssc edge run`."""
 
     runtime: str
     encoding: str
@@ -52,17 +52,17 @@ class Streamed:
     """Windows shipped at a cut before the last whose embedding is not the server's answer."""
     by_cut: dict[str, int]
     cosine: dict[str, float]
-    """Worst by the frames' encoding, with this machine cutting and encoding alike: the waveform always goes as pcm16,
-    the embedding as float16."""
+    """Lowest cosine for each encoding of frames, with this machine's embedding, cut and encoded in the same way: the
+    waveform is always sent as pcm16, the embedding as float16."""
     torch_cosine: dict[str, float]
-    """Worst by the frames' encoding, with the whole encoder in torch, which nothing was encoded for."""
+    """Lowest cosine for each encoding of frames, with the whole encoder in torch, without any encoding."""
     rss_mb: float
     """The emulator's memory included."""
     seconds: float
 
     @property
     def holds(self) -> bool:
-        """Windows at every cut, all acknowledged, counted, completed by the server, and right."""
+        """Whether there were windows at every cut, and all were acknowledged, counted and completed correctly."""
         arrived = self.windows == self.acked == self.counted and not self.refused and not self.unanswered
         right = min(*self.cosine.values(), self.torch_cosine["pcm16"]) >= MIN_COSINE
         return arrived and right and all(self.by_cut.values())
@@ -82,12 +82,12 @@ class CheckServer:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
     def put_table(self, table: SplitterTable, device: str) -> None:
-        """Give one device a table."""
+        """Send a table to one device."""
         key = minisign.read_secret_key(self._state / "signing.key")
         self._ask(lambda hub: hub.put_table(table, key, device))
 
     def counted(self, device: str) -> int:
-        """Windows of a device in the server's ledger."""
+        """Number of a device's windows in the server's ledger."""
         status: dict[str, Any] = self._ask(lambda hub: hub.server_status())
         return int(status["windows"].get(device, 0))
 
@@ -101,7 +101,7 @@ class CheckServer:
 
 @contextmanager
 def serve(directory: Path, sample: Sample) -> Iterator[CheckServer]:
-    """A server that is ready."""
+    """A server that is ready, while the context lasts."""
     server = CheckServer(directory, sample)
     try:
         _until(lambda: "serving generation" in server.log.read_text() or None, server.process, server.log)
@@ -112,7 +112,7 @@ def serve(directory: Path, sample: Sample) -> Iterator[CheckServer]:
 
 
 class _Device:
-    """The emulated process, its standard input and its results."""
+    """The emulated process with its standard input and its results."""
 
     def __init__(self, command: list[str], environment: dict[str, str], log: Path, results: Path) -> None:
         self._log, self._results = log, results
@@ -125,7 +125,7 @@ class _Device:
         self.process.stdin.flush()
 
     def results(self, count: int) -> list[dict[str, Any]]:
-        """All results, as soon as there are `count`."""
+        """All results, once there are `count`."""
 
         def lines() -> str | None:
             found = self._results.read_text() if self._results.exists() else ""
@@ -134,7 +134,7 @@ class _Device:
         return [json.loads(line) for line in _until(lines, self.process, self._log).splitlines()]
 
     def finish(self) -> None:
-        """End the audio and wait for the end."""
+        """End the audio and wait for the process to end."""
         self.process.communicate(timeout=_PATIENCE_S)
         if self.process.returncode:
             raise RuntimeError(
@@ -151,7 +151,7 @@ def stream(
     server: CheckServer,
     directory: Path,
 ) -> Streamed:
-    """One device process, a few windows at every cut."""
+    """Run one device process with a few windows at every cut."""
     started, name = time.monotonic(), f"{site.name}-{encoding}"
     results, report = directory / f"{name}.jsonl", directory / f"{name}.json"
     command = machine.ssc(
@@ -203,7 +203,7 @@ def _ship_at_every_cut(device: _Device, name: str, sample: Sample, server: Check
 
 
 def _worst_cosine(results: list[dict[str, Any]], reference: Callable[[dict[str, Any]], Array]) -> dict[str, float]:
-    """The worst by encoding of the results with their references."""
+    """Lowest cosine of results with their references, by encoding."""
     worst: dict[str, float] = {}
     for result in results:
         found, expected = np.array(result["embedding"]), reference(result)
@@ -213,7 +213,7 @@ def _worst_cosine(results: list[dict[str, Any]], reference: Callable[[dict[str, 
 
 
 def _until(condition: Callable[[], _T | None], process: subprocess.Popen[bytes], log: Path) -> _T:
-    """What `condition()` gives once it is not None. Raises RuntimeError when the time or the process ends first."""
+    """Wait for a `condition()` that is not None; returns it. Raises RuntimeError on timeout or if the process ends."""
     deadline = time.monotonic() + _PATIENCE_S
     while (value := condition()) is None:
         if time.monotonic() > deadline or process.poll() is not None:

@@ -1,11 +1,11 @@
-"""A Debian system for arm64 in which every command runs emulated, as a user would type it on a Raspberry Pi.
+"""An arm64 Debian system in which every command runs emulated, as a user would type it on a Raspberry Pi.
 
     userland = Userland.unpacked(DebianCache(Path(".cache/arm")), directory, "bookworm")
     userland.run("uname -m")
 
-Beside Debian's essential packages it has what Raspberry Pi OS has and these pages rely on: Python, apt and sudo. The
-kernel starts its programs by QEMU within a user namespace alone (binfmt_misc, Linux 6.7), so nothing is registered on
-this machine. It takes root, for the owners of files.
+Besides Debian's essential packages it has those of Raspberry Pi OS that the documentation relies on: Python, apt and
+sudo. The kernel starts its programs with QEMU only within a user namespace (binfmt_misc, Linux 6.7), so nothing is
+registered on this machine. It needs root, to set the owners of files.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Userland:
 
     @classmethod
     def unpacked(cls, cache: DebianCache, directory: Path, suite: str) -> Userland:
-        """A fresh one at `directory`. Raises Unavailable."""
+        """Unpack a new one at `directory`. Raises Unavailable."""
         release = tuple(int(part) for part in platform.release().split(".")[:2])
         if os.geteuid() != 0 or release < _KERNEL:
             raise Unavailable("an emulated system needs root and Linux 6.7")
@@ -67,9 +67,9 @@ class Userland:
         return cls(directory, qemu)
 
     def run(self, script: str, user: bool = False, network: bool = True, timeout: float = _TIMEOUT_S) -> str:
-        """What a shell's commands print there, on both streams; as root, or as the user pi, who may use sudo.
+        """Run shell commands as root, or as the user pi, who may use sudo; returns their output on both streams.
 
-        Raises CommandError when the last of them fails.
+        Raises CommandError when the last command fails.
         """
         apart = ["unshare", "--user", "--mount", "--pid", "--fork", "--kill-child", *(() if network else ("--net",))]
         who = {"WHO": "1000", "LIVES": "/home/pi"} if user else {"WHO": "0", "LIVES": "/root"}
@@ -97,7 +97,7 @@ class Userland:
 
 
 class CommandError(Exception):
-    """A command in the userland failed; the message has what it printed."""
+    """A command in the userland failed; the message has its output."""
 
 
 def _install(cache: DebianCache, userland: Userland, suite: str) -> None:
@@ -118,10 +118,10 @@ def _install(cache: DebianCache, userland: Userland, suite: str) -> None:
     (root / "etc/cpuinfo").write_text(CPUINFO)
     (root / "etc/apt/sources.list").write_text(f"deb {cache.mirror} {suite} main\n")
     (root / "etc/pip.conf").write_text(f"[global]\ncert = /{_AUTHORITIES}\n")
-    for name in ("etc/resolv.conf", "etc/hosts", _AUTHORITIES):  # it reaches and trusts what this machine does
+    for name in ("etc/resolv.conf", "etc/hosts", _AUTHORITIES):  # network and trust as on this machine
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(f"/{name}", root / name)
-    for name in ("passwd", "group"):  # what dpkg's first packages ask for
+    for name in ("passwd", "group"):  # dpkg's first packages need these
         shutil.copy(root / "usr/share/base-passwd" / f"{name}.master", root / "etc" / name)
     userland.run(_FIRST, timeout=2 * _TIMEOUT_S)
     userland.run("useradd --create-home --shell /bin/bash --groups audio pi")

@@ -1,4 +1,4 @@
-"""The aarch64 wheels that pip would choose on a Raspberry Pi, fetched here."""
+"""Fetches the aarch64 wheels that pip would choose on a Raspberry Pi."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ else:
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONSTRAINTS = Path(__file__).with_name("constraints.txt")
 NEWEST_RUNTIME = ("onnxruntime==1.31.1", "numpy==2.4.6")
-"""What pip chooses for the extra `edge`."""
+"""The versions that pip chooses for the extra `edge`."""
 _PLATFORMS = ("manylinux2014", "manylinux_2_27", "manylinux_2_28", "manylinux_2_34")
 _SOURCE_ONLY = ("nkeys==0.2.1",)
-"""Pure Python and published without a wheel, so one is made here."""
+"""Pure Python packages published without a wheel, so one is made here."""
 _EPOCH = "315532800"
-"""1980-01-01, the first day that a zip file knows: a wheel that is made here has the same bytes every time."""
+"""1980-01-01, the first date a zip file can hold, so that a wheel made here has the same bytes every time."""
 _TIMEOUT_S = 300.0
 
 
 def requirements(extras: Sequence[str], python: str) -> list[str]:
-    """What this project asks for with some extras on aarch64 with a version of Python."""
+    """The requirements of this project with some extras, on aarch64 with a version of Python."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     there = {"python_version": python, "platform_machine": "aarch64"}
     asked = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
     wanted = [one for one in map(Requirement, asked) if one.marker is None or one.marker.evaluate(there)]
-    # pip would evaluate what follows the semicolon for the Python that runs it.
+    # pip would evaluate the marker after the semicolon for the Python that runs pip.
     return [str(one).partition(";")[0].strip() for one in wanted]
 
 
 def for_python(python: str) -> list[str]:
-    """Options of pip that choose wheels for aarch64 and a version of Python."""
+    """The pip options that choose wheels for aarch64 and a version of Python."""
     platforms = [f"--platform={name}_aarch64" for name in _PLATFORMS]
     return ["--only-binary=:all:", "--implementation=cp", f"--python-version={python}", *platforms]
 
 
 def make_source_only(directory: Path) -> None:
-    """Wheels of what is published as source alone."""
+    """Make wheels of the packages that are published only as source."""
     pip("wheel", "--no-deps", "--wheel-dir", str(directory), *_SOURCE_ONLY)
 
 
 def pip(command: str, *arguments: str) -> None:
-    """Run pip. Raises Unavailable when something cannot be had."""
+    """Run pip. Raises Unavailable when it cannot get a package."""
     call = [sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check", "--no-input", *arguments]
     environment = {**os.environ, "SOURCE_DATE_EPOCH": _EPOCH}
     done = subprocess.run(call, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment)

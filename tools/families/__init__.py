@@ -1,1 +1,1 @@
-"""Encoders that are compiled to see which can be."""
+"""Public encoder families, compiled to find out which ones work."""

@@ -1,4 +1,4 @@
-"""Families whose body is a network for images, behind log-mels."""
+"""Families that apply a network for images to log-mels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 class LogMel(nn.Module):
-    """Log-mels by torch.stft and a bank, as most projects write them: (batch, samples) -> (batch, mels, frames)."""
+    """Log-mels by torch.stft and a filter bank, as in most projects: (batch, samples) -> (batch, mels, frames)."""
 
     def __init__(self, rate: int = 16000, size: int = 512, hop: int = 160, mels: int = 64) -> None:
         super().__init__()
@@ -29,13 +29,13 @@ class LogMel(nn.Module):
 
 
 class Audio(nn.Module):
-    """What all families below share: rate and length of a window."""
+    """Sample rate and window length, which all families below share."""
 
     sample_rate, window_samples = 16000, 16000
 
 
 class Image(Audio):
-    """A network for images behind log-mels."""
+    """A network for images applied to log-mels."""
 
     def __init__(self, body: nn.Module, mels: int = 64, rate: int = 16000, size: int = 512, hop: int = 160) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Image(Audio):
         self.mel, self.body = LogMel(rate, size, hop, mels), body
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mean over bands and frames of what the network gives, as a unit vector."""
+        """The network's output averaged over bands and frames, as a unit vector."""
         return functional.normalize(self.body(self.mel(x).unsqueeze(1)).mean((2, 3)))
 
 
@@ -54,14 +54,14 @@ def norm_conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups:
 
 
 class Gate(nn.Module):
-    """Squeeze and excitation over any number of axes behind the channels."""
+    """Squeeze and excitation over any number of axes after the channels."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.down, self.up = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each channel times what its mean over all positions says."""
+        """Scale each channel by a gate computed from the channels' means over all positions."""
         weight = torch.sigmoid(self.up(torch.relu(self.down(x.flatten(2).mean(2)))))
         return x * weight.view(*weight.shape, *[1] * (x.dim() - 2))
 
@@ -124,7 +124,7 @@ class Vggish(Audio):
         self.embeddings = nn.Sequential(nn.Linear(512 * 6 * 4, 1024), nn.ReLU(), nn.Linear(1024, 128))
 
     def forward(self, x: Tensor) -> Tensor:
-        """96 frames of 64 bands."""
+        """Embed 96 frames of 64 bands."""
         image = self.mel(x).transpose(1, 2)[:, None, :96]
         return self.embeddings(self.features(image).transpose(1, 3).flatten(1))
 
@@ -163,7 +163,7 @@ class Residual(nn.Module):
         self.short = nn.Identity() if stride == 1 and inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The image, at a stride."""
+        """The image, downsampled by the stride."""
         return torch.relu(self.short(x) + self.gate(self.two(self.one(x))))
 
 

@@ -1,4 +1,4 @@
-"""Public encoder families by name, with random weights: small definitions of our own, or models of `transformers`.
+"""Public encoder families by name, with random weights: our own small definitions, or models of `transformers`.
 
 Each is a callable without arguments that returns a module (batch, window_samples) -> (batch, d).
 """
@@ -44,7 +44,7 @@ from tools.families.sequences import (
 
 
 class Hugging(Audio):
-    """A model of the transformers library: `give` is what it is given, `take` what of its output is the embedding."""
+    """A model of the transformers library: `give` makes its arguments, `take` gets the embedding from its output."""
 
     def __init__(self, model: nn.Module, give: Callable[[Tensor], Any], take: Callable[[Any], Tensor]) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def spectrogram_model(
     take: Callable[[Any], Tensor],
     hop: int = 160,
 ) -> Callable[[], nn.Module]:
-    """A model of the library that takes log-mels, with them in front of it."""
+    """A model of the library that takes log-mels, with log-mels computed before it."""
 
     def make() -> nn.Module:
         mel = LogMel(16000, 400, hop, fields.get("num_mel_bins", 64))
@@ -121,7 +121,7 @@ def registered(name: str) -> Callable[[], nn.Module]:
 
 
 def settled(module: Any) -> Any:
-    """The module, its batch norms with the statistics of a few windows: with fresh ones values fade layer by layer."""
+    """Give the module's batch norms the statistics of some windows: with initial ones values fade layer by layer."""
     rate, samples = getattr(module, "sample_rate", 16000), getattr(module, "window_samples", 16000)
     windows, _ = calibration_windows(None, rate, samples, samples // 2, 16, seed=1)
     norms = [part for part in module.modules() if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d))]
@@ -175,7 +175,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
         {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 8},
         lambda x: {"inputs_embeds": x.transpose(1, 2), "use_cache": False},
         mean_state,
-        hop=320,  # its scan is written out, step by step
+        hop=320,  # its scan is unrolled step by step
     ),
     "MobileViT": lambda: Behind(
         LogMel(),

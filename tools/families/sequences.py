@@ -1,4 +1,4 @@
-"""Families over samples or sequences of frames."""
+"""Families that work on samples or on sequences of frames."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tools.families.images import Audio, Gate, LogMel
 
 
 def sequence_conv(inputs: int, outputs: int, size: int = 3, dilation: int = 1, stride: int = 1) -> nn.Sequential:
-    """The same over a sequence."""
+    """Convolution, norm and ReLU over a sequence."""
     conv = nn.Conv1d(inputs, outputs, size, stride, dilation * (size // 2), dilation)
     return nn.Sequential(conv, nn.ReLU(), nn.BatchNorm1d(outputs))
 
@@ -50,7 +50,7 @@ class AttentivePool(nn.Module):
 
 
 class Ecapa(Audio):
-    """ECAPA-TDNN with its log-mels under no_grad, as it is published."""
+    """ECAPA-TDNN with its log-mels under no_grad, as published."""
 
     def __init__(self, width: int = 512, guarded: bool = True) -> None:
         super().__init__()
@@ -73,12 +73,12 @@ class Ecapa(Audio):
 
 
 def mean_of(x: Tensor) -> Tensor:
-    """Over time, kept as an axis."""
+    """The mean over time, which is kept as an axis."""
     return x.mean(2, keepdim=True)
 
 
 class Sinc(nn.Module):
-    """SincNet's band-pass filters, made of their two edges at every call."""
+    """SincNet's band-pass filters, computed from their two edges at every call."""
 
     def __init__(self, filters: int = 80, size: int = 251, stride: int = 10) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Sinc(nn.Module):
 
 
 class SincNet(Audio):
-    """SincNet: filters of two numbers each, then plain convolutions."""
+    """SincNet: filters with two parameters each, then plain convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class SincNet(Audio):
 
 
 class RawNet3(Audio):
-    """RawNet3: learnt filters, log magnitude out of autocast, ECAPA's blocks, attentive pooling."""
+    """RawNet3: learnt filters, log magnitude outside autocast, ECAPA's blocks, attentive pooling."""
 
     def __init__(self, width: int = 256) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class Dac(Audio):
 
 
 class Patches(Audio):
-    """A transformer over patches of log-mels, as CED, SSAST and BEATs are."""
+    """A transformer over patches of log-mels, like CED, SSAST and BEATs."""
 
     def __init__(self, width: int = 192, layers: int = 12, guarded: bool = False, mels: int = 64) -> None:
         super().__init__()
@@ -299,14 +299,14 @@ class Perceiver(Audio):
 
 
 class Raw(Audio):
-    """A network for sequences over the samples."""
+    """A network for sequences, applied to the samples."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.body = body
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mean over time."""
+        """The network's mean over time."""
         return self.body(x.unsqueeze(1)).mean(2)
 
 

@@ -1,1 +1,1 @@
-"""What `tools.train_reference` is made of."""
+"""The parts of `tools.train_reference`."""

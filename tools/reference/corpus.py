@@ -1,7 +1,7 @@
-"""Recordings as an encoder's front end shows them, computed once and kept in a file.
+"""Log-mel images of recordings from an encoder's front end, computed once and kept in a file.
 
-A window of an encoder without padding is a slice of the recording's image, so a random crop of the image is what the
-front end makes of audio that begins somewhere else.
+Without padding, a window's image is a slice of the recording's image, so a random crop of the image equals the front
+end's output for audio that begins elsewhere.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HELD_OUT_FOLD = 5
 GATE_DB = -60.0
 """Windows below this are never embedded, as on a device."""
 TARGET_HOP = 25
-"""Frames between two windows that the teacher embeds."""
+"""Frames from one window that the teacher embeds to the next."""
 _BATCH = 32
 
 Integers = npt.NDArray[np.int64]
@@ -36,33 +36,33 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Corpus:
-    """Images of recordings one after the other, and what is known of each."""
+    """The concatenated images of recordings, with data on each recording."""
 
     images: npt.NDArray[np.float16]
     """(frames of all recordings, mels)."""
     loud: npt.NDArray[np.bool_]
-    """(frames of all recordings,) whether a window that begins there is inside its recording and above the gate."""
+    """(frames of all recordings,) whether a window that starts there is inside its recording and above the gate."""
     targets: npt.NDArray[np.float16]
-    """(windows, d) the teacher's embeddings of every `TARGET_HOP`th window of each recording; d = 0 without one."""
+    """(windows, d) the teacher's embeddings of every `TARGET_HOP`th window of each recording; d = 0 without teacher."""
     begins: Integers
-    """(recordings,) first frame of each."""
+    """(recordings,) index of each recording's first frame."""
     lengths: Integers
-    """(recordings,) frames of each."""
+    """(recordings,) number of frames of each."""
     target_begins: Integers
-    """(recordings,) first window of each in `targets`."""
+    """(recordings,) index in `targets` of each recording's first window."""
     labels: Integers
-    """(recordings,) places in `names`."""
+    """(recordings,) indices in `names`."""
     sets: Integers
-    """(recordings,) which data set each is of."""
+    """(recordings,) the data set that each belongs to."""
     folds: Integers
     groups: Integers
-    """(recordings,) the source or speaker each is of."""
+    """(recordings,) the source or speaker of each."""
     names: npt.NDArray[np.str_]
-    """(classes,)."""
+    """(classes,) names of the classes."""
 
 
 def corpus_key(encoder: Any, tables: Sequence[Path], teacher: Path | None = None, most: int | None = None) -> str:
-    """What a corpus depends on, as 16 hexadecimal digits."""
+    """A digest of everything a corpus depends on, as 16 hexadecimal digits."""
     asked = [json.dumps(encoder.front_end.to_dict(), sort_keys=True), str(most), str(TARGET_HOP), str(GATE_DB)]
     digest = hashlib.sha256("\n".join(asked).encode())
     for path in [*tables, *([] if teacher is None else [teacher])]:
@@ -73,10 +73,10 @@ def corpus_key(encoder: Any, tables: Sequence[Path], teacher: Path | None = None
 def load_corpus(
     cache: Path, encoder: Any, tables: Sequence[Path], teacher: Path | None = None, most: int | None = None
 ) -> Corpus:
-    """The recordings that `tables` (`labels.csv` with filename, class, fold) name, from `cache` if it has them.
+    """Load the recordings named in `tables` (`labels.csv` with filename, class, fold), from `cache` if it has them.
 
-    `teacher` is an `mn` checkpoint of EfficientAT. At most `most` recordings of each class and fold. Raises FormatError
-    or SourceError for what cannot be read.
+    `teacher` is an `mn` checkpoint of EfficientAT. At most `most` recordings of each class and fold are used. Raises
+    FormatError or SourceError for files that cannot be read.
     """
     file = cache / f"corpus-{corpus_key(encoder, tables, teacher, most)}.npz"
     if not file.exists():
@@ -90,7 +90,7 @@ def load_corpus(
 
 
 def few(clips: Sequence[LabelledClip], most: int | None) -> list[LabelledClip]:
-    """The first `most` of each label and fold; all of them for None."""
+    """The first `most` clips of each label and fold; all clips if `most` is None."""
     seen: dict[tuple[object, ...], int] = {}
     kept = []
     for clip in clips:
@@ -142,7 +142,7 @@ def _read(encoder: Any, tables: Sequence[Path], teacher: Path | None, most: int 
 
 
 def _source(clip: LabelledClip) -> str:
-    """Names of both data sets are `<source or speaker>-<take>`."""
+    """A clip's source or speaker: file names of both data sets are `<source or speaker>-<take>`."""
     return clip.path.stem.rpartition("-")[0]
 
 
@@ -151,7 +151,7 @@ def _starts(count: int, hop_length: int) -> range:
 
 
 def _loud(samples: Floats, front: Any, frames: int) -> npt.NDArray[np.bool_]:
-    """(frames,)."""
+    """Whether the window that starts at each frame is inside the recording and above the gate, (frames,)."""
     starts = np.arange(frames) * front.hop_length
     inside = starts + front.window_samples <= len(samples)
     sums = np.concatenate([[0.0], np.cumsum(samples, dtype=np.float64)])

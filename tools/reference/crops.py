@@ -10,29 +10,29 @@ import numpy.typing as npt
 from tools.reference.corpus import TARGET_HOP, Corpus, Floats, Integers
 
 MAX_SHIFT = 12
-"""Frames by which a recording of a single window is moved; what is left free is filled by reflection."""
+"""The most frames by which a recording of a single window is shifted; the gap is filled by reflection."""
 MAX_GAIN = 1.5
-"""Of the logarithm of power, both ways: 6.5 dB."""
+"""The most gain in the logarithm of power, up or down: 6.5 dB."""
 MAX_TILT = 1.0
-"""Of the logarithm of power between the lowest and the highest band, both ways."""
+"""The most tilt in the logarithm of power between the lowest and the highest band, up or down."""
 MIX_ALPHA = 0.3
 MASKS, MAX_MASKED_BANDS, MAX_MASKED_FRAMES = 2, 16, 14
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Views to learn from."""
+    """A batch of views to learn from."""
 
     images: Floats
     """(views, 1, mels, frames)."""
     classes: Floats
-    """(views, classes), rows add up to 1."""
+    """(views, classes); each row adds up to 1."""
     targets: Floats
-    """(views, d)."""
+    """(views, d) the teacher's embeddings."""
 
 
 def crops(corpus: Corpus, recordings: Integers, width: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """A random window (n, width, mels) of each recording, and the teacher's embedding of the nearest one (n, d)."""
+    """A random window (n, width, mels) of each recording, and the teacher's embedding (n, d) of the nearest window."""
     starts = np.empty(len(recordings), np.int64)
     for place, recording in enumerate(recordings):
         begin = corpus.begins[recording]
@@ -48,7 +48,7 @@ def crops(corpus: Corpus, recordings: Integers, width: int, rng: np.random.Gener
 
 
 def augmented(corpus: Corpus, recordings: Integers, width: int, rng: np.random.Generator) -> Batch:
-    """Views of recordings: each is mixed with another one of the batch as sound is, by power, and masked."""
+    """Views of recordings, each masked and mixed with another of the batch by adding power, as sounds mix."""
     images, targets = crops(corpus, recordings, width, rng)
     count, _, mels = images.shape
     images = images + rng.uniform(-MAX_GAIN, MAX_GAIN, (count, 1, 1)).astype(np.float32)
@@ -68,7 +68,7 @@ def augmented(corpus: Corpus, recordings: Integers, width: int, rng: np.random.G
 
 
 def windows(corpus: Corpus, recordings: Integers, width: int, hop: int) -> tuple[npt.NDArray[np.float16], Integers]:
-    """Every window (n, 1, mels, width) above the gate, `hop` frames apart, and the place in `recordings` each is of."""
+    """All windows (n, 1, mels, width) above the gate, `hop` frames apart, and the index in `recordings` of each."""
     found, owners = [], []
     for place, recording in enumerate(recordings):
         begin = corpus.begins[recording]
@@ -84,7 +84,7 @@ def _mixed(rows: Floats, share: Floats, other: Integers) -> Floats:
 
 
 def _mask(images: Floats, rng: np.random.Generator) -> None:
-    """Bands and frames of each image (frames, mels) take its mean (SpecAugment)."""
+    """Set some bands and frames of each image (frames, mels) to its mean (SpecAugment)."""
     for image in images:
         mean = image.mean()
         for _ in range(MASKS):

@@ -1,11 +1,11 @@
-"""Training an encoder and its head on labelled recordings, with a pretrained encoder as a teacher.
+"""Trains an encoder and its head on labelled recordings, with a pretrained encoder as a teacher.
 
     course = Course(encoder, corpus, Recipe(), work)
     course.run()
-    course.best                     # state_dict and head of the epoch that was best on recordings held out for that
+    course.best                     # state_dict and head of the epoch that did best on held-out recordings
 
-The loss is the labels' cross-entropy and how far a linear map of the embedding is from the teacher's. Every epoch is
-kept on the disk; a run that was stopped goes on where it was and ends in the same bytes.
+The loss is the labels' cross-entropy plus the distance of a linear map of the embedding from the teacher's embedding.
+Every epoch is kept on disk; an interrupted run continues where it was and ends in the same bytes.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ from tools.reference.corpus import HELD_OUT_FOLD, Corpus, Integers
 from tools.reference.crops import augmented, windows
 
 SCALE = 16.0
-"""Of the head's logits: embeddings have unit norm."""
+"""Scale of the head's logits, since embeddings have unit norm."""
 VALIDATION_SHARE = 0.1
 AVERAGE_DECAY = 0.995
-"""Of the running mean of the weights, which is what is judged and kept."""
+"""Decay of the running mean of the weights; this mean is judged and kept."""
 _WARM_UP_EPOCHS = 3
 _BATCH = 64
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a run depends on besides the recordings."""
+    """Everything that a run depends on besides the recordings."""
 
     epochs: int = 45
     patience: int = 25
-    """Epochs without a better one after which a run ends."""
+    """Epochs without improvement after which a run ends."""
     batch: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     smoothing: float = 0.05
-    """Of the labels."""
+    """Label smoothing."""
     distillation: float = 2.0
     """Weight of the distance to the teacher's embedding."""
     threads: int = 1
-    """Sums are split among threads, so the last bits depend on how many there are."""
+    """Part of the recipe because sums are split among threads, so the last bits depend on their number."""
     seed: int = 0
 
 
 class Student(nn.Module):
-    """An encoder behind its log-mel image, a head, and the map to the teacher's embeddings."""
+    """The part of an encoder after its log-mel image, a head, and the map to the teacher's embeddings."""
 
     def __init__(self, encoder: Any, classes: int, teacher_dim: int, seed: int) -> None:
         super().__init__()
@@ -70,27 +70,27 @@ class Student(nn.Module):
             self.to_teacher = nn.Linear(encoder.embedding_dim, max(1, teacher_dim))
 
     def embed(self, images: Tensor) -> Tensor:
-        """(n, 1, mels, frames) -> (n, d)."""
+        """Embed images: (n, 1, mels, frames) -> (n, d)."""
         for stage in self.encoder.stages[1:]:
             images = self.encoder.get_submodule(stage)(images)
         return images
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, classes) and embeddings as the teacher's (n, teacher_dim)."""
+        """Logits (n, classes), and embeddings mapped to the teacher's (n, teacher_dim)."""
         embeddings = self.embed(images)
         return SCALE * self.head(embeddings), self.to_teacher(embeddings)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Recordings to learn from and to stop by, both of the folds that are not judged; no source is in both."""
+    """Recordings to learn from and for early stopping, from folds that are not judged; they share no source."""
 
     train: Integers
     validation: Integers
 
 
 def split(corpus: Corpus, seed: int) -> Split:
-    """About a tenth of the recordings of each data set, whole sources or speakers, to stop by."""
+    """Split off about a tenth of each data set's recordings, by whole sources or speakers, for early stopping."""
     rng, held = np.random.default_rng((seed, 1)), np.zeros(len(corpus.labels), np.bool_)
     known = corpus.folds != HELD_OUT_FOLD
     for number in np.unique(corpus.sets):
@@ -103,12 +103,12 @@ def split(corpus: Corpus, seed: int) -> Split:
 
 
 class Course:
-    """A run, which may have begun earlier in the folder `work`."""
+    """A run in the folder `work`, which may have been started earlier."""
 
     def __init__(
         self, encoder: Any, corpus: Corpus, recipe: Recipe, work: Path, clock: Callable[[], float] = time.process_time
     ) -> None:
-        """Raises UsageError when the folder holds a run of another recipe."""
+        """Raises UsageError when the folder holds a run with another recipe."""
         torch.set_num_threads(recipe.threads)
         self.corpus, self.recipe, self.split, self._clock = corpus, recipe, split(corpus, recipe.seed), clock
         self._front, self._file = encoder.front_end, work / "run.pt"
@@ -124,7 +124,7 @@ class Course:
 
     @property
     def done(self) -> bool:
-        """Whether all epochs have run, or too many without a better one."""
+        """Whether all epochs have run, or too many without improvement."""
         return self.epoch >= self.recipe.epochs or self.epoch - self.best_epoch >= self.recipe.patience
 
     def run(self, note: Callable[[str], None] = print, until: int | None = None) -> None:
@@ -146,7 +146,7 @@ class Course:
         rng = np.random.default_rng((self.recipe.seed, 2, self.epoch))
         width = self._front.frames
         train = self.split.train
-        # One view for each window that fits into a recording without overlap.
+        # As many views of a recording as windows fit into it without overlap.
         order = rng.permutation(np.repeat(train, 1 + (self.corpus.lengths[train] - width) // width))
         batches = np.array_split(order, max(1, len(order) // self.recipe.batch))
         total = 0.0
@@ -174,14 +174,14 @@ class Course:
         return loss
 
     def _pace(self, epoch: float) -> float:
-        """Share of the learning rate: a rise, then half a cosine."""
+        """Share of the learning rate: it rises, then follows half a cosine."""
         if epoch < _WARM_UP_EPOCHS:
             return (epoch + 0.1) / (_WARM_UP_EPOCHS + 0.1)
         over = (epoch - _WARM_UP_EPOCHS) / max(1, self.recipe.epochs - _WARM_UP_EPOCHS)
         return 0.5 + 0.5 * math.cos(math.pi * min(1.0, over))
 
     def _validate(self) -> tuple[float, list[float]]:
-        """Log loss of the recordings' mean scores, the mean over the data sets, and the shares that are right."""
+        """Log loss of the recordings' mean scores, averaged over the data sets, and the share right in each set."""
         logits, owners = self.logits(self._average, self.split.validation)
         scores = torch.from_numpy(mean_by_group(torch.softmax(logits, 1).numpy(), owners))
         kept = self.split.validation[np.unique(owners)]
@@ -194,7 +194,7 @@ class Course:
         return float(np.mean(losses)), right
 
     def logits(self, state: dict[str, Tensor], recordings: Integers) -> tuple[Tensor, Integers]:
-        """Logits (windows, classes) of recordings by some weights, and the place in `recordings` each is of."""
+        """Logits (windows, classes) of recordings with given weights, and the index in `recordings` of each window."""
         hop = self._front.hop_samples // self._front.hop_length
         images, owners = windows(self.corpus, recordings, self._front.frames, hop)
         kept = {name: value.clone() for name, value in self._student.state_dict().items()}
@@ -230,7 +230,7 @@ class Course:
 
 
 def follow(average: dict[str, Tensor], state: dict[str, Tensor], step: int, most: float) -> None:
-    """The running mean of weights after another step: it forgets at first quickly, then by `most`."""
+    """Update the running mean of weights after a step: its decay is small at first and rises to `most`."""
     decay = min(most, (step + 1) / (step + 10))
     for name, value in state.items():
         if value.is_floating_point():
@@ -238,14 +238,14 @@ def follow(average: dict[str, Tensor], state: dict[str, Tensor], step: int, most
 
 
 def _groups(student: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; scales, shifts and biases do not."""
+    """Parameter groups in which matrices have weight decay, and scales, shifts and biases have none."""
     matrices = [parameter for parameter in student.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in student.parameters() if parameter.ndim <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def _standardise(norm: nn.BatchNorm2d, corpus: Corpus, recordings: Integers) -> None:
-    """The one mean and deviation of the images, which then stay."""
+    """Set the norm to the images' overall mean and deviation, which then stay fixed."""
     used = np.concatenate(
         [corpus.images[corpus.begins[one] : corpus.begins[one] + corpus.lengths[one]] for one in recordings]
     ).astype(np.float32)
