@@ -184,8 +184,8 @@ def _soak(python: Path, state: Path, broker: str, sound: Path, seconds: float) -
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Move all running processes to the last processor, leave the others to processes started now, and keep these from
-    halting: a halted virtual processor loses its caches to its neighbours. The processes that keep them awake give way
+    """Move all child processes to the last processor, leave the others to processes started from now on, and let no
+    processor halt: a halted virtual one loses its caches to its neighbours. The processes that keep them awake give way
     to any other process.
     """
     *first, last = sorted(os.sched_getaffinity(0))

@@ -46,9 +46,9 @@ class Outcome:
 
     before: float
     after: float
-    """With the head of the last release."""
+    """Share with the head of the last release."""
     stale: float
-    """With the first head, on the embeddings of the last release."""
+    """Share with the first head, on the embeddings of the last release."""
     released: int
     refused: int
 

@@ -85,8 +85,8 @@ class Prover:
     def check(self, cuts: Sequence[Cut], parity: Parity) -> None:
         """Raise CutFailed naming the worst cut when a float32 variant does not reproduce the encoder.
 
-        If float32 itself costs the encoder more than the limit, as in the logarithm of a band with almost no energy,
-        adding in another order cannot come closer; that much error is then allowed.
+        If float32 itself costs the encoder more than the limit, as in the logarithm of filters that add up to almost
+        nothing, adding in another order cannot come closer; that much error is then allowed.
         """
         own = self._own_error() if max(parity.max_abs_error) > self.limit else 0.0
         if own > self.limit:

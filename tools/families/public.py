@@ -240,4 +240,4 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "x-vector": xvector,
     "YAMNet": yamnet,
 }
-"""By name."""
+"""The families by name."""
