@@ -31,10 +31,9 @@ from streamsplit_compile.bottleneck.coding import coding_tables
 from streamsplit_compile.bundle.cut_assets.bottlenecks import Fitted, fit, widths_of
 from streamsplit_compile.encoder.encoders import load_encoder
 from streamsplit_compile.encoder.segment import run_segments, split
+from tools.judged_clips import interval
 
 Array = npt.NDArray[np.float32]
-_DRAWS = 2000
-"""Draws of the bootstrap."""
 
 
 def main() -> None:
@@ -169,14 +168,6 @@ def _through(
 def _encoded(block: Bottleneck, activations: torch.Tensor) -> Array:
     latents: Array = torch.cat([block.encode(part) for part in torch.split(activations, 64)]).numpy()
     return latents
-
-
-def interval(plain: npt.NDArray[np.bool_], found: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """The 95 % interval of the points lost, by a paired bootstrap over clips."""
-    lost = 100.0 * (plain.astype(float) - found.astype(float))
-    random = np.random.default_rng(0)
-    draws = [lost[random.integers(0, len(lost), len(lost))].mean() for _ in range(_DRAWS)]
-    return float(np.percentile(draws, 2.5)), float(np.percentile(draws, 97.5))
 
 
 if __name__ == "__main__":

@@ -23,18 +23,16 @@ from runtime_edge.audio.wire_streams import AudioStreamDecoder, AudioStreamEncod
 from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.records.head import Head, entropy, read_head
 from runtime_edge.policy.ship_gate import MostUncertain
-from runtime_server.labels.head_training import mean_by_group
-from runtime_server.labels.labelled import read_clips, windows_of
+from runtime_server.labels.labelled import windows_of
 from runtime_server.suffix.larger_encoder import MAX_WINDOWS, AlignedEncoder, Embed, LargerEncoder, in_batches, whole
 from streamsplit_compile.encoder.encoders import load_encoder
-from tools.bench_bottlenecks import interval
 from tools.benchmarks import Section, publish, show
-from tools.reference.corpus import GATE_DB, HELD_OUT_FOLD, SETS
+from tools.judged_clips import Bools, interval, right_clips, split_clips
+from tools.reference.corpus import GATE_DB, SETS
 
 KBPS = 16.0
 _MOST = 64
 Array = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,7 @@ class Shipped:
 
 def hear(audio: Path, front_end: FrontEndInfo, head: Head, embed: Embed) -> tuple[Heard, Array]:
     """Windows of the fold that is judged, and windows (n, samples) of the other folds that the map is fitted to."""
-    every = [(clip, name) for name in SETS for clip in read_clips(audio / name / "labels.csv")]
-    judged = [(clip, name) for clip, name in every if clip.fold == HELD_OUT_FOLD]
-    known = [clip for clip, _ in every if clip.fold != HELD_OUT_FOLD]
+    judged, known = split_clips(audio)
     found = windows_of([clip for clip, _ in judged], front_end, _MOST, GATE_DB)
     fitted = windows_of(known, front_end, 1 + MAX_WINDOWS // len(known), GATE_DB).embeddings
     heard = Heard(
@@ -99,13 +95,6 @@ def ship(heard: Heard, choose: Bools | MostUncertain, entropies: Array, front_en
     return Shipped(chosen, received, payload)
 
 
-def right(scores: npt.NDArray[np.float64], heard: Heard) -> Bools:
-    """Whether the label with the best mean score is right, (clips,); clips without a window count as wrong."""
-    audible, found = np.unique(heard.clips), np.zeros(len(heard.labels), np.bool_)
-    found[audible] = mean_by_group(scores, heard.clips).argmax(1) == heard.labels[audible]
-    return found
-
-
 def measure(encoder: Path, head_file: Path, larger: Sequence[Path], audio: Path, share: float) -> Section:
     """Measure the figures."""
     loaded, head = load_encoder(encoder), read_head(head_file)
@@ -115,7 +104,7 @@ def measure(encoder: Path, head_file: Path, larger: Sequence[Path], audio: Path,
     heard, fitted = hear(audio, front_end, head, embed)
     first = head.scores(heard.own).astype(np.float64)
     entropies = np.array([entropy(scores, head.scores_by) for scores in first], np.float32)
-    alone = right(first, heard)
+    alone = right_clips(first, heard.clips, heard.labels)
     found: dict[str, list[Bools]] = {"cascade": [], "chance": [], "every": []}
     shares, payloads, of_all, cosines = [], [], [], []
     for order, path in enumerate(larger):
@@ -133,7 +122,7 @@ def measure(encoder: Path, head_file: Path, larger: Sequence[Path], audio: Path,
         for name, one in (("cascade", sent), ("chance", by_chance), ("every", every)):
             scores = first.copy()
             scores[one.chosen] = final(one.received[one.chosen])
-            found[name].append(right(scores, heard))
+            found[name].append(right_clips(scores, heard.clips, heard.labels))
         shares.append(sent.chosen.mean())
         payloads.append(sent.payload / len(first))
         of_all.append(every.payload / len(first))

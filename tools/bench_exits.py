@@ -40,8 +40,9 @@ from streamsplit_compile.encoder.encoders import load_encoder
 from streamsplit_compile.encoder.segment import split
 from streamsplit_compile.exits.exit_map import ExitMap, exit_layout
 from streamsplit_compile.exits.ridge import basis_of, fit_exit
-from tools.bench_bottlenecks import cut_of, interval
+from tools.bench_bottlenecks import cut_of
 from tools.benchmarks import Section, publish, show
+from tools.judged_clips import interval
 
 Array = npt.NDArray[np.float32]
 _GOAL = "at most 4"

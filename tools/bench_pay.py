@@ -30,11 +30,10 @@ from runtime_edge.formats.records.head import Head, read_head
 from runtime_edge.formats.records.table import LOCAL
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.lab.accuracy import Answers
-from runtime_server.labels.head_training import mean_by_group
-from runtime_server.labels.labelled import LabelledClip, read_clips, windows_of
-from tools.bench_bottlenecks import interval
+from runtime_server.labels.labelled import LabelledClip, windows_of
 from tools.benchmarks import Section, publish, show
-from tools.reference.corpus import GATE_DB, HELD_OUT_FOLD, SETS
+from tools.judged_clips import Bools, interval, right_clips, split_clips
+from tools.reference.corpus import GATE_DB
 
 MOST_WORK, MOST_LOST = 0.4, 1.0
 """Limits: the share of multiply-adds after the front end that come before a cut, and the points lost on average."""
@@ -46,7 +45,6 @@ _LEVEL = 19
 _FITTED, _WINDOWS = 256, 2
 """Recordings that components are fitted to, with one window each; the most windows of a clip that are judged."""
 Array = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,7 @@ class Clips:
 
     def right(self, head: Head, embeddings: Array) -> Bools:
         """Which clips are right, (clips,), given the windows' embeddings (n, d); one without windows is wrong."""
-        audible, found = np.unique(self.owners), np.zeros(len(self.truth), np.bool_)
-        means = mean_by_group(head.scores(embeddings).astype(np.float64), self.owners)
-        found[audible] = means.argmax(1) == self.truth[audible]
-        return found
+        return right_clips(head.scores(embeddings).astype(np.float64), self.owners, self.truth)
 
 
 @dataclass(frozen=True)
@@ -90,11 +85,10 @@ class Way:
 
 def clips_of(audio: Path, manifest: Manifest, head: Head) -> tuple[Clips, list[LabelledClip]]:
     """The clips that are judged, and the recordings of the other folds."""
-    every = [clip for name in SETS for clip in read_clips(audio / name / "labels.csv")]
-    judged = [clip for clip in every if clip.fold == HELD_OUT_FOLD]
-    heard = windows_of(judged, manifest.info.front_end, _WINDOWS, GATE_DB)
-    truth = np.array([head.labels.index(clip.labels[0]) for clip in judged])
-    return Clips(heard.embeddings, heard.groups, truth), [clip for clip in every if clip.fold != HELD_OUT_FOLD]
+    judged, others = split_clips(audio)
+    heard = windows_of([clip for clip, _ in judged], manifest.info.front_end, _WINDOWS, GATE_DB)
+    truth = np.array([head.labels.index(clip.labels[0]) for clip, _ in judged])
+    return Clips(heard.embeddings, heard.groups, truth), others
 
 
 def work_before(manifest: Manifest) -> dict[str, float]:
@@ -236,8 +230,8 @@ def main() -> None:
     given = parser.parse_args()
     bundle = open_bundle(given.bundle)
     ways, beside = measure(bundle, read_head(given.head), given.audio, given.target, given.way, given.components)
-    clips = sum(clip.fold == HELD_OUT_FOLD for name in SETS for clip in read_clips(given.audio / name / "labels.csv"))
-    (show if given.no_publish else publish)(section(given.name, bundle.manifest, ways, beside, clips))
+    judged, _ = split_clips(given.audio)
+    (show if given.no_publish else publish)(section(given.name, bundle.manifest, ways, beside, len(judged)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import numpy as np
 
 from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.policy.ship_gate import MostUncertain
-from tools.bench_cascade import Heard, right, ship
+from tools.bench_cascade import Heard, ship
 
 RATE, WINDOW = 16_000, 16_000
 FRONT_END = FrontEndInfo(sample_rate=RATE, window_samples=WINDOW, hop_samples=WINDOW // 2, details={})
@@ -38,13 +38,3 @@ def test_a_gate_ships_what_is_uncertain():
     entropies = (np.arange(12) % 4 == 0).astype(np.float32)
     sent = ship(one, MostUncertain(0.25), entropies, FRONT_END, order=0)
     assert (sent.chosen == (entropies > 0)).all()
-
-
-def test_a_clip_is_right_by_the_mean_of_its_windows_and_wrong_without_any():
-    one = heard()
-    scores = np.tile([0.6, 0.4], (12, 1))
-    assert right(scores, one).tolist() == [True, False, True]
-    scores[4] = [0.0, 1.0]
-    assert right(scores, one).tolist() == [True, True, True]
-    silent = Heard(one.windows[:8], one.clips[:8], one.labels, one.sets, one.own[:8])
-    assert right(scores[:8], silent).tolist() == [True, True, False]
