@@ -21,6 +21,7 @@ import torch
 
 from runtime_edge.errors import FormatError
 from streamsplit_compile.encoder.quiet import quiet
+from streamsplit_compile.encoder.weights import entry_names
 
 _MAX_JSON_BYTES = 256 << 20
 _ENTRIES = re.compile(
@@ -52,9 +53,8 @@ _METADATA = ("nn_module_stack",)
 def is_archive(path: Path) -> bool:
     """Whether a zip file looks like a torch.export archive, not a checkpoint. Raises FormatError."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as exc:
+        names = entry_names(path)
+    except ValueError as exc:
         raise FormatError(f"{path}: damaged file ({exc})") from None
     return any(name.endswith("archive_format") for name in names) or any("/models/" in f"/{n}" for n in names)
 

@@ -122,9 +122,8 @@ def mistaken_folder(path: Path) -> str:
 def _zipped(path: Path) -> str:
     """What a zip archive is if torch.save did not write it; empty if it may have."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as exc:
+        names = entry_names(path)
+    except ValueError as exc:
         return f"damaged ({exc}); get it again"
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner:
@@ -221,6 +220,15 @@ def is_zip(path: Path) -> bool:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
         return False
+
+
+def entry_names(path: Path) -> list[str]:
+    """The names in a zip archive. Raises ValueError if it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError, NotImplementedError) as exc:
+        raise ValueError(str(exc)) from None
 
 
 def unwrapped(content: dict[str, Any]) -> Any:
