@@ -17,7 +17,7 @@ def test_the_server_completes_windows_of_a_stream(quiet_server, toy_bundle, toy_
     quiet_server.put_table(harness.always(toy_bundle, "rpi4", "waveform"), name)
     source = harness.write_wav(tmp_path / "a.wav", 4.0, seed=7)
     device = harness.Device(
-        tmp_path, quiet_server, name, source, "--audio", audio, "--opus-kbps", 24, "--deadline-ms", 5000
+        tmp_path, quiet_server, name, source, "--audio-format", audio, "--opus-kbps", 24, "--deadline-ms", 5000
     )
     report = device.finish()
     results = device.results()

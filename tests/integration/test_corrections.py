@@ -62,7 +62,7 @@ def test_corrections_make_the_next_head_another_one(start, tmp_path, cut, audio)
     clips = sounds.write_clips(tmp_path / "clips")
     ssc("server", "label", clips, "--state", server.state, "--push", "-o", tmp_path / "first.json")
     source = sounds.write_turns(tmp_path / "turns.wav", 8)
-    before = stream(start, server, "pi-1", source, "--audio", audio)
+    before = stream(start, server, "pi-1", source, "--audio-format", audio)
     assert best(before) == {"hiss": "hiss", "tone": "tone"}
 
     events = harness.until(lambda: switched(url, "pi-1") if len(switched(url, "pi-1")) >= 8 else None, "the events")
@@ -98,7 +98,7 @@ def test_corrections_make_the_next_head_another_one(start, tmp_path, cut, audio)
     kept = HeadClipsFolder(head_clips_path(server.state)).read(later)
     of_page = [labels for labels in kept.clips if labels == ("whistle",)]
     assert len(of_page) == (len(tones) if cut == "waveform" else 0)
-    after = stream(start, server, "pi-2", source, "--audio", audio)
+    after = stream(start, server, "pi-2", source, "--audio-format", audio)
     assert best(after) == {"hiss": "hiss", "tone": "whistle"}
 
     # Over a restart, and without what the broker has of it.
@@ -120,10 +120,13 @@ def test_a_head_that_follows_takes_a_correction_at_once(start, tmp_path):
     )
     try:
         label.wait_for_line("pushed to")
-        stream(start, server, "pi-1", sounds.write_turns(tmp_path / "turns.wav", 4), "--audio", "pcm16")
+        stream(start, server, "pi-1", sounds.write_turns(tmp_path / "turns.wav", 4), "--audio-format", "pcm16")
         events = harness.until(lambda: switched(url, "pi-1") or None, "an event")
         correct(url, events[0]["number"], events[0]["label"])
         label.wait_for_line("1 sound was corrected on the page")
+        harness.until(lambda: label.text().count("pushed to") >= 2, "the head that knows of it")
+        (said,) = Corrections(corrections_path(server.state)).read()
+        assert said.label == events[0]["label"]
     finally:
         label.signal(signal.SIGTERM)
 

@@ -1,5 +1,6 @@
 """What systemd would receive, on a real datagram socket."""
 
+import contextlib
 import os
 import socket
 
@@ -34,13 +35,20 @@ def test_without_a_manager_nothing_happens(environment):
     notifier = Notifier(environment)
     notifier.ready()
     notifier.status("alone")
+    assert notifier.watchdog_s is None
 
 
 def test_a_manager_that_does_not_read_holds_nothing_up(manager):
-    _, address = manager
+    receiver, address = manager
     notifier = Notifier({"NOTIFY_SOCKET": address})
     for _ in range(2000):  # far more than the socket's queue takes
         notifier.alive()
+    receiver.setblocking(False)
+    received = 0
+    with contextlib.suppress(BlockingIOError):
+        while receiver.recv(4096) == b"WATCHDOG=1":
+            received += 1
+    assert 0 < received < 2000, "the rest is dropped"
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,7 @@ def test_a_correction_that_cannot_be_kept_says_why(room, open_page):
     more.locator("input").fill("dog")
     more.locator("button[type=submit]").click()
     until(lambda: "nothing to learn from" in more.inner_text(), "the reason")
+    assert room.corrections.read() == []
     open_page.problems[:] = [said for said in open_page.problems if "409" not in said]
 
 

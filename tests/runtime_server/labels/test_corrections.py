@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from runtime_edge.errors import UsageError
@@ -111,9 +112,9 @@ def test_what_no_bundle_can_complete_is_named(small_bundle, sounds, caplog):
     assert "rain on pi-1: corrected to rain, but blocks before its cut have changed since" in caplog.text
 
 
-def test_corrected_audio_is_kept_with_a_head_for_the_next_release(small_bundle, sounds, tmp_path):
-    import soundfile
-
+@pytest.fixture
+def with_two_dogs(small_bundle, sounds, tmp_path):
+    """A head that knows two corrected sounds, and the clips that are kept with it."""
     heard, embedded = sounds
     front_end = small_bundle.manifest.info.front_end
     clips = []
@@ -123,24 +124,17 @@ def test_corrected_audio_is_kept_with_a_head_for_the_next_release(small_bundle, 
     said = [correction("dog", [as_audio(heard[6])], since=8.0), correction("dog", [as_audio(heard[7])], since=9.0)]
     found = with_corrections(examples_of(embedded[:4]), said, {1: small_bundle})
     head = fit_head(found.examples, "small", "test")
-    kept = HeadClips.of(head, clips, front_end, None, corrected=found.audio)
+    return head, HeadClips.of(head, clips, front_end, None, corrected=found.audio)
+
+
+def test_corrected_audio_is_kept_with_a_head_for_the_next_release(sounds, with_two_dogs):
+    (heard, _), (_, kept) = sounds, with_two_dogs
     assert [label for labels in kept.clips for label in labels] == ["cat", "rain", "cat", "rain", "dog", "dog"]
     np.testing.assert_allclose(kept.samples[-2:], heard[6:], atol=1e-3)
 
 
-def test_a_head_that_comes_with_a_release_knows_what_was_corrected(small_bundle, generations, sounds, tmp_path):
-    import soundfile
-
-    heard, embedded = sounds
-    front_end = small_bundle.manifest.info.front_end
-    clips = []
-    for number, window in enumerate(heard[:4]):
-        soundfile.write(tmp_path / f"{number}.wav", window, front_end.sample_rate)
-        clips.append(LabelledClip(tmp_path / f"{number}.wav", (("cat", "rain")[number % 2],)))
-    said = [correction("dog", [as_audio(heard[6])], since=8.0), correction("dog", [as_audio(heard[7])], since=9.0)]
-    found = with_corrections(examples_of(embedded[:4]), said, {1: small_bundle})
-    head = fit_head(found.examples, "small", "test")
-    kept = HeadClips.of(head, clips, front_end, None, corrected=found.audio)
+def test_a_head_that_comes_with_a_release_knows_what_was_corrected(generations, sounds, with_two_dogs):
+    (heard, _), (head, kept) = sounds, with_two_dogs
     model = first_model(generations.graph, generations.newest)
     with torch.no_grad():
         model.module.get_parameter("head.weight").mul_(-1)

@@ -21,24 +21,25 @@ def heard(*windows):
     return audio_of(windows, FRONT_END, CODECS) / 32767
 
 
-def close(found, begin, length):
-    np.testing.assert_allclose(found, AUDIO[begin : begin + length], atol=1 / 32000)
+def is_heard(found, begin, length):
+    """Whether that is the stretch of audio, as far as 16 bits tell."""
+    return len(found) == length and np.allclose(found, AUDIO[begin : begin + length], rtol=0, atol=1 / 32000)
 
 
 def test_windows_that_overlap_are_one_stretch():
-    close(heard(*map(window, range(3, 8))), 3 * HOP, 4 * HOP + WINDOW)
+    assert is_heard(heard(*map(window, range(3, 8))), 3 * HOP, 4 * HOP + WINDOW)
 
 
 def test_what_is_missing_is_silence_and_what_is_known_in_part_begins_later():
     found = heard(window(0), window(5))
-    close(found[:WINDOW], 0, WINDOW)
+    assert is_heard(found[:WINDOW], 0, WINDOW)
     assert not found[WINDOW : 5 * HOP].any()
-    close(found[5 * HOP :], 5 * HOP, WINDOW)
-    close(heard(window(4, known=HOP), window(5)), 5 * HOP, WINDOW)
+    assert is_heard(found[5 * HOP :], 5 * HOP, WINDOW)
+    assert is_heard(heard(window(4, known=HOP), window(5)), 5 * HOP, WINDOW)
 
 
 def test_activations_and_other_runs_of_the_device_are_not_heard():
-    close(heard(window(9, boot="old"), window(2), window(3, cut=1), window(4)), 2 * HOP, 2 * HOP + WINDOW)
+    assert is_heard(heard(window(9, boot="old"), window(2), window(3, cut=1), window(4)), 2 * HOP, 2 * HOP + WINDOW)
     assert heard(window(3, cut=1)).size == 0
     assert heard().size == 0
 
@@ -50,7 +51,7 @@ def test_no_number_of_a_window_makes_it_long():
 
 def test_a_frame_that_cannot_be_read_is_passed_over():
     broken = SentWindow("b0", window(1).header, b"short")
-    close(heard(window(0), broken, window(2)), 0, 2 * HOP + WINDOW)
+    assert is_heard(heard(window(0), broken, window(2)), 0, 2 * HOP + WINDOW)
 
 
 def test_a_moment_has_the_windows_that_end_in_it():
