@@ -17,10 +17,9 @@ import numpy.typing as npt
 from runtime_edge.audio import flac
 from runtime_edge.audio.opus import OpusDecoder, OpusEncoder, packet_sizes
 from runtime_edge.errors import FormatError, FrameError, UsageError
-from runtime_edge.formats.codec import STREAMS
+from runtime_edge.formats.codec import STREAMS, from_pcm, to_pcm
 
 Samples = npt.NDArray[np.float32]
-_PCM_SCALE = np.float32(32767.0)
 _STARTS, _CONTINUES = 0, 1
 
 
@@ -111,9 +110,9 @@ def _encoder(encoding: str, rate: int, kbps: float) -> Callable[[Samples], bytes
     if encoding == "opus":
         return OpusEncoder(rate, kbps).encode
     if encoding == "flac":
-        return lambda samples: flac.encode(_to_pcm(samples), rate)
+        return lambda samples: flac.encode(to_pcm(samples), rate)
     if encoding == "pcm16-stream":
-        return lambda samples: _to_pcm(samples).tobytes()
+        return lambda samples: to_pcm(samples).tobytes()
     raise _unknown(encoding)
 
 
@@ -122,7 +121,7 @@ def _decoder(encoding: str, rate: int) -> Callable[[bytes, int], Samples]:
     if encoding == "opus":
         return OpusDecoder(rate).decode
     if encoding == "flac":
-        return lambda data, samples: _from_pcm(flac.decode(data, samples, rate))
+        return lambda data, samples: from_pcm(flac.decode(data, samples, rate))
     if encoding == "pcm16-stream":
         return _plain
     raise _unknown(encoding)
@@ -135,14 +134,4 @@ def _unknown(encoding: str) -> UsageError:
 def _plain(data: bytes, samples: int) -> Samples:
     if len(data) != 2 * samples:
         raise FormatError(f"{len(data)} bytes of PCM, expected {2 * samples}")
-    return _from_pcm(np.frombuffer(data, "<i2"))
-
-
-def _to_pcm(samples: Samples) -> npt.NDArray[np.int16]:
-    pcm: npt.NDArray[np.int16] = np.rint(samples * _PCM_SCALE).astype("<i2")
-    return pcm
-
-
-def _from_pcm(pcm: npt.NDArray[np.int16]) -> Samples:
-    samples: Samples = pcm.astype(np.float32) / _PCM_SCALE
-    return samples
+    return from_pcm(np.frombuffer(data, "<i2"))

@@ -30,8 +30,9 @@ Array = npt.NDArray[np.float32]
 ENCODINGS = ("float32", "float16", "int8", "pcm16")
 STREAMS = ("pcm16-stream", "flac", "opus")
 """Encodings of the waveform whose frames carry only what is new in a window (`runtime_edge.audio.wire_streams`)."""
+PCM_SCALE = np.float32(32767.0)
+"""The value of full scale in 16-bit samples."""
 _DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "i1", "pcm16": "<i2"}
-_PCM_SCALE = np.float32(32767.0)
 _LARGEST = {"float32": float(np.finfo(np.float32).max), "float16": 65504.0}
 
 
@@ -88,7 +89,7 @@ class CutCodec:
             return values
         values = wire.astype(np.float32)
         if self.encoding == "pcm16":
-            values /= _PCM_SCALE
+            values /= PCM_SCALE
             return values
         if not np.isfinite(values).all():
             raise FrameError("payload holds NaN or infinite values")
@@ -101,8 +102,8 @@ class CutCodec:
         For int8 they are expanded to every value: numpy allocates to broadcast, which takes twice as long.
         """
         if self._scale is None:
-            low, high = np.iinfo(self._wire.dtype).min / _PCM_SCALE, np.iinfo(self._wire.dtype).max / _PCM_SCALE
-            return low, high, _PCM_SCALE, np.float32(0.0)
+            low, high = np.iinfo(self._wire.dtype).min / PCM_SCALE, np.iinfo(self._wire.dtype).max / PCM_SCALE
+            return low, high, PCM_SCALE, np.float32(0.0)
         scale, zero = self._scale, self._zero
         values = (-128.0 - zero) * scale, (127.0 - zero) * scale, (1.0 / scale).astype(np.float32), zero
         return tuple(np.broadcast_to(value, self.shape).copy() for value in values)
@@ -135,6 +136,19 @@ class CutCodec:
         if found is None:
             raise FrameError(f"payload does not unpack to the {self.raw_bytes} bytes it claims")
         return found
+
+
+def to_pcm(samples: Array) -> npt.NDArray[np.int16]:
+    """Samples in [-1, 1] as whole numbers; those beyond full scale are clipped, NaN becomes 0."""
+    scaled = np.nan_to_num(np.rint(samples * PCM_SCALE), posinf=np.inf, neginf=-np.inf)
+    pcm: npt.NDArray[np.int16] = np.clip(scaled, -32768, 32767).astype("<i2")
+    return pcm
+
+
+def from_pcm(pcm: npt.NDArray[np.int16]) -> Array:
+    """The samples of whole numbers."""
+    samples: Array = pcm.astype(np.float32) / PCM_SCALE
+    return samples
 
 
 def channel_axis(shape: tuple[int, ...]) -> int:

@@ -19,15 +19,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-import nats.errors
 import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.audio import Counters, Windower, open_source
 from runtime_edge.audio.files.folder import audio_files, is_hidden, is_recording
-from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.base.text import shown
-from runtime_edge.errors import FormatError, LinkError, SourceError, UsageError
+from runtime_edge.errors import FormatError, SourceError, UsageError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import FrontEndInfo
@@ -35,12 +33,11 @@ from runtime_edge.formats.wire import FrameHeader
 from runtime_edge.inference.cut_assets.early_exit import LoadedExit
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.broker.hub import Hub
-from runtime_server.broker.stored_frames import stored_frames
 from runtime_server.labels.completer import Completed, Completer, float_variant
 from runtime_server.labels.csv_fields import Row, filled, finite_number, named_rows, time_of
 from runtime_server.labels.head_training import Examples, truth_of
 from runtime_server.labels.label_shares import shared_out
-from runtime_server.labels.sent_windows import SentWindows
+from runtime_server.labels.sent_windows import sent_windows
 
 _LOG = logging.getLogger(__name__)
 MAX_WINDOWS = 200_000
@@ -281,18 +278,13 @@ async def _frames(
 ) -> list[tuple[FrameHeader, bytes]]:
     """The labelled frames of one device, each once. Raises LinkError."""
     found: dict[tuple[str, int], tuple[FrameHeader, bytes]] = {}
-    sent = SentWindows(front_end, events.near)
-    try:
-        async with contextlib.aclosing(stored_frames(hub, subjects.frames(device), since, _FETCH)) as batches:
-            async for messages in batches:
-                for message in messages:
-                    for window in sent.of(message):
-                        if window.whole and events.labels(window.header):
-                            found[window.boot, window.header.window] = window.header, window.payload
-                if len(found) >= MAX_WINDOWS:
-                    break
-    except (*BROKER_ERRORS, nats.errors.Error) as exc:
-        raise LinkError(f"broker {hub.url}: cannot read what {device} sent ({reason(exc)})") from None
+    async with contextlib.aclosing(sent_windows(hub, device, since, front_end, events.near, _FETCH)) as batches:
+        async for batch in batches:
+            for window in batch.windows:
+                if window.whole and events.labels(window.header):
+                    found[window.boot, window.header.window] = window.header, window.payload
+            if len(found) >= MAX_WINDOWS:
+                break
     return list(found.values())
 
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-import nats.errors
 import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.audio.windower import joined
-from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
-from runtime_edge.errors import FormatError, LinkError
-from runtime_edge.formats import subjects
+from runtime_edge.errors import FormatError
+from runtime_edge.formats.codec import to_pcm
 from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.wire import FrameHeader
 from runtime_server.broker.hub import Hub
-from runtime_server.broker.stored_frames import stored_frames
-from runtime_server.labels.sent_windows import SentWindow, SentWindows
+from runtime_server.labels.sent_windows import SentWindow, sent_windows
 from runtime_server.suffix.frame_codecs import FrameCodecs
 
 AROUND_S = 0.5
@@ -28,6 +26,8 @@ _EARLY_S = 20.0
 """The broker may store a frame this long before the report about its sound arrives."""
 _MAX_MESSAGES, _MAX_BYTES = 4096, 64 << 20
 """How much is searched; what a device sends beyond that in a moment is ignored."""
+_LATE_S = 60.0
+"""If nothing is found, windows this much later end the search, s."""
 _FETCH = 16
 _MAX_AUDIO_S = 12.0
 """The longest audio of a moment, not counting its first window."""
@@ -51,22 +51,20 @@ class Moment:
 async def sent_at(hub: Hub, moment: Moment, front_end: FrontEndInfo) -> list[SentWindow]:
     """The windows that the device sent within half a second of a moment, in order. Raises LinkError."""
     window_s = front_end.window_samples / front_end.sample_rate
-    sent = SentWindows(front_end, lambda header: moment.has(header, AROUND_S + 2 * window_s))
     found: dict[tuple[str, int], SentWindow] = {}
     start = datetime.fromtimestamp(moment.told_at - (moment.until - moment.since) - _EARLY_S, timezone.utc)
+    near = functools.partial(moment.has, around_s=AROUND_S + 2 * window_s)
     read = size = 0
-    try:
-        async with contextlib.aclosing(stored_frames(hub, subjects.frames(moment.device), start, _FETCH)) as batches:
-            async for messages in batches:
-                windows = [window for message in messages for window in sent.of(message)]
-                kept = (window for window in windows if moment.has(window.header, AROUND_S))
-                found |= {(window.boot, window.header.window): window for window in kept}
-                read, size = read + len(messages), size + sum(len(message.data) for message in messages)
-                later = [window.header.capture_ns / 1e9 > moment.until + AROUND_S for window in windows]
-                if read >= _MAX_MESSAGES or size >= _MAX_BYTES or (found and later and all(later)):
-                    break
-    except (*BROKER_ERRORS, nats.errors.Error) as exc:
-        raise LinkError(f"broker {hub.url}: cannot read what {moment.device} sent ({reason(exc)})") from None
+    async with contextlib.aclosing(sent_windows(hub, moment.device, start, front_end, near, _FETCH)) as batches:
+        async for batch in batches:
+            kept = (window for window in batch.windows if moment.has(window.header, AROUND_S))
+            found |= {(window.boot, window.header.window): window for window in kept}
+            read, size = read + batch.messages, size + batch.size
+            # Until something is found frames of a spool may still come, some of them between live ones.
+            over_s = moment.until + (AROUND_S if found else _LATE_S)
+            is_over = bool(batch.ends_s) and min(batch.ends_s) > over_s
+            if is_over or read >= _MAX_MESSAGES or size >= _MAX_BYTES:
+                break
     return sorted(found.values(), key=lambda window: (window.header.capture_ns, window.header.window))
 
 
@@ -80,5 +78,5 @@ def audio_of(windows: Sequence[SentWindow], front_end: FrontEndInfo, codecs: Fra
         with contextlib.suppress(FormatError):
             samples = codecs.decode(window.header, window.payload)[0][-(window.known or front_end.window_samples) :]
             place = window.header.window * front_end.hop_samples + front_end.window_samples - len(samples)
-            pieces.append((place, np.rint(np.clip(samples, -1, 1) * 32767).astype(np.int16)))
+            pieces.append((place, to_pcm(samples)))
     return joined(pieces, int(_MAX_AUDIO_S * front_end.sample_rate) + front_end.window_samples)

@@ -7,19 +7,25 @@ that is entered in the middle are then only partly known.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from datetime import datetime
 
+import nats.errors
 import numpy as np
 import numpy.typing as npt
 from nats.aio.msg import Msg
 
 from runtime_edge.audio.wire_streams import AudioStreamDecoder
-from runtime_edge.errors import FrameError, SscError
+from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
+from runtime_edge.errors import FrameError, LinkError, SscError
 from runtime_edge.formats import subjects
-from runtime_edge.formats.codec import STREAMS
+from runtime_edge.formats.codec import STREAMS, to_pcm
 from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.wire import WIRE_ENCODINGS, FrameHeader, decode_frame, encode_frame
+from runtime_server.broker.hub import Hub
+from runtime_server.broker.stored_frames import stored_frames
 
 _PCM16 = WIRE_ENCODINGS.index("pcm16")
 _MAX_STREAMS = 4
@@ -58,6 +64,36 @@ class SentWindow:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class SentBatch:
+    """What some messages of a device hold."""
+
+    messages: int
+    size: int
+    """Bytes."""
+    ends_s: list[float]
+    """Capture times of all their windows, also of those that are not near, s since 1970."""
+    windows: list[SentWindow]
+
+
+async def sent_windows(
+    hub: Hub, device: str, since: datetime, front_end: FrontEndInfo, near: Callable[[FrameHeader], bool], fetch: int
+) -> AsyncGenerator[SentBatch, None]:
+    """The windows that a device has sent since a time, `fetch` messages at once.
+
+    Close it when done (`contextlib.aclosing`). Raises LinkError.
+    """
+    sent = SentWindows(front_end, near)
+    try:
+        async with contextlib.aclosing(stored_frames(hub, subjects.frames(device), since, fetch)) as batches:
+            async for messages in batches:
+                windows = [window for message in messages for window in sent.of(message)]
+                yield SentBatch(len(messages), sum(len(message.data) for message in messages), sent.ends_s, windows)
+                sent.ends_s = []
+    except (*BROKER_ERRORS, nats.errors.Error) as exc:
+        raise LinkError(f"broker {hub.url}: cannot read what {device} sent ({reason(exc)})") from None
+
+
 class SentWindows:
     """Reads the messages of one device in the order of the stream.
 
@@ -70,6 +106,8 @@ class SentWindows:
         self._front_end, self._near = front_end, near
         self._streams: dict[tuple[str, str], tuple[AudioStreamDecoder, int, int]] = {}
         """By boot and encoding: a decoder, its latest window, and how many samples of that are known."""
+        self.ends_s: list[float] = []
+        """Capture times of the windows read so far, s since 1970; whoever reads them may start a new list."""
 
     def of(self, message: Msg) -> list[SentWindow]:
         """The windows of a message; none if it cannot be read."""
@@ -80,6 +118,7 @@ class SentWindows:
         device = message.subject.rpartition(".")[2]
         identity = subjects.read_envelope(message.headers, message.subject).message_id
         boot = identity[len(device) + 1 :].partition(".")[0]
+        self.ends_s += [header.capture_ns / 1e9 for header, _ in windows]
         found = [self._window(boot, header, payload) for header, payload in windows]
         return [window for window in found if window is not None]
 
@@ -93,7 +132,7 @@ class SentWindows:
             samples, known = self._decoded(boot, encoding, header.window, payload)
         except SscError:  # damaged, or its library is missing
             return None
-        pcm = np.rint(samples * 32767).clip(-32768, 32767).astype("<i2").tobytes()
+        pcm = to_pcm(samples).tobytes()
         missing = None if known == len(samples) else known
         return SentWindow(boot, header._replace(encoding=_PCM16, compressed=False), pcm, missing)
 

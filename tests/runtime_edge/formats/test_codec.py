@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from runtime_edge.errors import BundleError, FrameError
-from runtime_edge.formats.codec import ENCODINGS, CutCodec, channel_axis, int8_scale
+from runtime_edge.formats.codec import ENCODINGS, CutCodec, channel_axis, from_pcm, int8_scale, to_pcm
 from runtime_edge.formats.manifest import Cut, Int8Scale
 from runtime_edge.formats.wire import encode_frame
 
@@ -244,3 +244,13 @@ def test_an_encoding_that_a_cut_does_not_have_is_refused():
 @pytest.mark.parametrize(("shape", "axis"), [((1, 8, 5, 5), 1), ((1, 8, 4, 5, 5), 1), ((1, 10, 64), 2), ((1, 64), 1)])
 def test_channels_of_images_are_axis_1_and_else_the_last(shape, axis):
     assert channel_axis(shape) == axis
+
+
+def test_every_sample_of_16_bits_comes_back():
+    every = np.arange(-32768, 32768).astype(np.int16)
+    assert (to_pcm(from_pcm(every)) == every).all()
+
+
+def test_what_is_beyond_full_scale_is_clipped_and_no_number_is_silence():
+    samples = np.array([1.2, -3.0, np.inf, -np.inf, np.nan, 1e30], np.float32)
+    assert to_pcm(samples).tolist() == [32767, -32768, 32767, -32768, 0, 32767]

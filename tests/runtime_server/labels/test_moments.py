@@ -1,11 +1,14 @@
+import asyncio
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from showroom import CODECS, FRONT_END, HOP, RATE, WINDOW
 
 from runtime_edge.formats.wire import WIRE_ENCODINGS, FrameHeader
+from runtime_server.labels import moments
 from runtime_server.labels.moments import AROUND_S, Moment, audio_of
-from runtime_server.labels.sent_windows import SentWindow
+from runtime_server.labels.sent_windows import SentBatch, SentWindow
 
 AUDIO = np.random.default_rng(0).uniform(-0.5, 0.5, 60 * HOP).astype(np.float32)
 
@@ -62,3 +65,22 @@ def test_a_moment_has_the_windows_that_end_in_it():
 
     assert [moment.has(ends(at)) for at in (9.9, 10.0, 12.0, 12.1)] == [False, True, True, False]
     assert moment.has(ends(9.6), AROUND_S)
+
+
+@pytest.mark.parametrize(("has_sent", "read"), [(True, 3), (False, 15)])
+def test_reading_ends_soon_after_the_moment_and_later_where_a_spool_may_still_bring_it(monkeypatch, has_sent, read):
+    """Each batch is of 5 s; the moment is the second one."""
+    asked = []
+
+    async def batches(*_):
+        for number in range(100):
+            asked.append(number)
+            ends_s = [1000.0 + 5 * number + half / 2 for half in range(10)]
+            index = ends_s[4] * 2
+            header = FrameHeader(int(index), int(ends_s[4] * 1e9), 1, 0, WIRE_ENCODINGS.index("pcm16"), False, 0.5)
+            yield SentBatch(10, 1000, ends_s, [SentWindow("b0", header, b"")] if has_sent else [])
+
+    monkeypatch.setattr(moments, "sent_windows", batches)
+    found = asyncio.run(moments.sent_at(None, Moment("pi-1", 1006.0, 1008.0, 1008.0), FRONT_END))
+    assert len(found) == has_sent
+    assert len(asked) == read
