@@ -15,6 +15,7 @@ from runtime_edge.systemd import Service, below, give_to_owner
 from runtime_server.serving.live_status import status_line
 from runtime_server.serving.server_settings import ServerSettings
 from runtime_server.serving.server_status import ServerStatus
+from streamsplit_compile.bundle.bundle_writer import staging_directory
 
 ENCODER, BUNDLE = Path("/var/lib/ssc-server/encoder.pt"), Path("/var/lib/ssc-server/bundle")
 """Where the service's user may read them."""
@@ -54,8 +55,8 @@ def bring(encoder: Path, bundle: Path, root: Path | None) -> None:
     state.mkdir(parents=True, exist_ok=True)
     shutil.copy(encoder, state / "encoder.new")
     (state / "encoder.new").replace(below(root, ENCODER))
-    shutil.rmtree(below(root, BUNDLE), ignore_errors=True)
-    shutil.copytree(bundle, below(root, BUNDLE))
+    with staging_directory(below(root, BUNDLE)) as staging:
+        shutil.copytree(bundle, staging, dirs_exist_ok=True)
     give_to_owner(state)
 
 

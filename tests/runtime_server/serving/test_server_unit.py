@@ -95,6 +95,15 @@ def test_again_it_renews_unit_and_bundle_and_keeps_settings_and_state(install, r
     assert not (state / "bundle" / "left over").exists()
 
 
+def test_what_is_installed_there_can_be_installed_from_there(root, small_bundle):
+    state = root / "var/lib/ssc-server"
+    done = CliRunner().invoke(
+        server, ["install", str(state / "encoder.pt"), str(state / "bundle"), "--root", str(root)]
+    )
+    assert done.exit_code == 0, done.output
+    assert (state / "bundle" / "manifest.json").read_bytes() == (small_bundle.path / "manifest.json").read_bytes()
+
+
 def test_a_configuration_that_is_given_is_where_it_starts_from(install, tmp_path):
     given = tmp_path / "mine.toml"
     given.write_text('web = "8081"\nstate = "elsewhere"\n')
