@@ -44,7 +44,7 @@ _MAX_FRAME_BYTES, _MAX_ALL_BYTES = 1 << 20, 256 << 20
 _MAX_BYTES = MAX_WINDOWS * _MAX_FRAME_BYTES + (1 << 16)
 _FEWEST = 2
 """The number of corrections needed for a label without recordings: with only one, nothing could be held out."""
-_FIX = ": that sound can be corrected again on the page"
+_FIX = ": that sound can be corrected again as long as the page shows it"
 
 
 class Correction(Strict, frozen=True, kw_only=True):
@@ -95,15 +95,17 @@ class Corrections:
 
     def read(self) -> list[Correction]:
         """All corrections, the oldest first; damaged ones are logged."""
-        found = []
+        return sorted(self.each(), key=lambda correction: correction.made_at)
+
+    def each(self) -> Iterator[Correction]:
+        """The same one by one, in the order of their files."""
         for path in self._files():
             try:
                 data = read_checked(path, _MAX_BYTES, fix=_FIX)
                 if data is not None:
-                    found.append(strict.decode(data, Correction, str(path), _MAX_BYTES, form="MessagePack", fix=_FIX))
+                    yield strict.decode(data, Correction, str(path), _MAX_BYTES, form="MessagePack", fix=_FIX)
             except FormatError as exc:
                 _LOG.warning("%s", exc)
-        return sorted(found, key=lambda correction: correction.made_at)
 
     @property
     def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
@@ -150,6 +152,8 @@ def with_corrections(examples: Examples, corrections: Sequence[Correction], bund
     The windows of a correction are held out together; no device has more windows than the median one (`label_shares`).
     Corrections that cannot be used are logged.
     """
+    if not corrections:
+        return Corrected(examples)
     newest, completer = max(bundles), Completer(bundles)
     rows: list[tuple[int, Completed]] = []
     for place, correction in enumerate(corrections):

@@ -17,7 +17,7 @@ from runtime_edge.base.text import printable
 from runtime_edge.formats.manifest import BundleInfo
 from runtime_edge.formats.records.head import Head
 from runtime_server.telemetry.device_view import DeviceView
-from runtime_server.telemetry.fleet import ALIVE_S, Fleet
+from runtime_server.telemetry.fleet import ALIVE_S, Fleet, FleetEvent
 from runtime_server.telemetry.fleet_history import BANDS_MBPS
 from runtime_server.telemetry.fleet_metrics import fleet_families
 from runtime_server.telemetry.predicted_energy import predicted_energy
@@ -104,7 +104,11 @@ class PageData:
             return b"", revision, number
         if devices:
             self._devices_told = now
-        told = {"now": fleet.clock(), "devices": [self._device(view) for view in devices], "events": events}
+        told = {
+            "now": fleet.clock(),
+            "devices": [self._device(view) for view in devices],
+            "events": [self._event(event) for event in events],
+        }
         return msgspec.json.encode(told), revision, number
 
     async def picture(self, number: int) -> bytes:
@@ -117,7 +121,13 @@ class PageData:
 
     async def correct(self, number: int, label: str | None) -> bytes:
         """See `Sounds.correct`."""
-        kept = await self._sounds.correct(number, label)
+        return self._kept(await self._sounds.correct(number, label))
+
+    async def forget(self, device: str, heard: str, since: float) -> bytes:
+        """See `Sounds.forget`."""
+        return self._kept(await self._sounds.forget(device, heard, since))
+
+    def _kept(self, kept: Mapping[str, Any]) -> bytes:
         for view in ("events", "corrections"):  # so that the next request shows it
             self._made.pop(view, None)
         return msgspec.json.encode(kept)
@@ -160,12 +170,15 @@ class PageData:
         listed = [self._device(view, windows.get(view.name, 0)) for view in views]
         return {"now": self._fleet.clock(), "alive_s": ALIVE_S, "devices": listed}
 
+    def _event(self, event: FleetEvent) -> FleetEvent:
+        return msgspec.structs.replace(event, corrected=self._sounds.label_of(event))
+
     async def _events(self) -> object:
-        label_of = self._sounds.label_of
-        events = [msgspec.structs.replace(event, corrected=label_of(event)) for event in reversed(self._fleet.events)]
-        return {"now": self._fleet.clock(), "events": events}
+        await self._sounds.look()
+        return {"now": self._fleet.clock(), "events": [self._event(event) for event in reversed(self._fleet.events)]}
 
     async def _corrections(self) -> object:
+        await self._sounds.look()
         return {"corrections": self._sounds.corrections}
 
     async def _history(self) -> object:

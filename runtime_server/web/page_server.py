@@ -106,6 +106,10 @@ class PageServer:
         """See `SoundSource.correct`; called on the page's event loop."""
         return await self._ask(self._data.correct(number, label))
 
+    async def forget(self, device: str, heard: str, since: float) -> bytes:
+        """See `SoundSource.forget`; called on the page's event loop."""
+        return await self._ask(self._data.forget(device, heard, since))
+
     async def close(self) -> None:
         """End every connection and stop."""
         self._stop.set()

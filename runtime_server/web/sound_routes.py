@@ -10,7 +10,10 @@ from starlette.routing import Route
 
 from runtime_server.web.page_answers import answered, json_answer, problem, read_json
 
-_ASK = 'send {"number": an event\'s, "label": "what it was"}, or null as the label to take it back'
+_ASK = (
+    'send {"number": an event\'s, "label": "what it was"}, or null as the label to take it back; of an event that '
+    'is gone {"device", "heard", "since"} as the corrections list them, and null as the label'
+)
 
 
 class SoundSource(Protocol):
@@ -24,6 +27,9 @@ class SoundSource(Protocol):
 
     async def correct(self, number: int, label: str | None) -> bytes:
         """Correct a sound; returns as JSON what is kept now."""
+
+    async def forget(self, device: str, heard: str, since: float) -> bytes:
+        """Take back a correction whose event may be gone; returns the same."""
 
 
 def sound_routes(source: SoundSource) -> list[Route]:
@@ -52,6 +58,14 @@ def sound_routes(source: SoundSource) -> list[Route]:
                     return json_answer(await source.correct(number, label))
 
                 return await answered(work(), 409)
+            case {"device": str(device), "heard": str(heard), "since": int() | float() as since, "label": None, **rest}:
+                if rest:
+                    return problem(400, _ASK)
+
+                async def forget() -> Response:
+                    return json_answer(await source.forget(device, heard, since))
+
+                return await answered(forget(), 409)
         return problem(400, _ASK)
 
     return [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import time
 import wave
 from collections import OrderedDict
@@ -66,9 +67,22 @@ class Sounds:
     ) -> None:
         self._events, self._read, self._front_end, self._codecs = events, read, front_end, codecs
         self._corrections, self._clock = corrections, clock
-        self._said = {one.sound: _listed(one) for one in corrections.read()}
+        self._said: dict[tuple[str, str, float], dict[str, Any]] = {}
+        self._read_at: object = None
+        """What the corrections were when they were read."""
+        self._look()
         self._pictures: OrderedDict[tuple[str, str, float, float], tuple[float, dict[str, Any]]] = OrderedDict()
-        self._one_by_one = asyncio.Lock()
+        self._one_by_one, self._writing = asyncio.Lock(), asyncio.Lock()
+
+    async def look(self) -> None:
+        """Read people's corrections again if others than this page have changed their files."""
+        async with self._writing:
+            await asyncio.to_thread(self._look)
+
+    def _look(self) -> None:
+        if (there := self._corrections.fingerprint) != self._read_at:
+            self._said = {one.sound: _listed(one) for one in self._corrections.each()}
+            self._read_at = there
 
     @property
     def corrections(self) -> list[dict[str, Any]]:
@@ -88,7 +102,9 @@ class Sounds:
         async with self._one_by_one:
             made_at, known = self._pictures.get(key, (0.0, None))
             # While more may arrive, pages that ask at nearly the same time get the same picture.
-            if known is not None and (made_at - event.at > LONGEST_S or 0 <= self._clock() - made_at < _SAME_S):
+            # What is missing may come late, out of its device's spool.
+            lasts_s = math.inf if known and "levels" in known and made_at - event.at > LONGEST_S else _SAME_S
+            if known is not None and 0 <= self._clock() - made_at < lasts_s:
                 return known
             windows = await self._read(moment)
             samples, rate = audio_of(windows, self._front_end, self._codecs()), self._front_end.sample_rate
@@ -116,27 +132,49 @@ class Sounds:
         event = self._event(number)
         moment = self._moment(event)
         sound = event.device, event.label, moment.since
+        if label is None:
+            return await self.forget(*sound)
+        name = _label(label)
         async with self._one_by_one:
-            if label is None:
-                await asyncio.to_thread(self._corrections.forget, *sound)
-                self._said.pop(sound, None)
-                return {"label": "", "windows": 0}
-            name = _label(label)
             frames = [
                 frame
                 for window in await self._read(moment)
                 if window.whole and moment.has(window.header) and len(frame := window.frame) <= _MAX_FRAME_BYTES
             ]
-            if not frames:
-                raise UsageError(f"{_NOT_SENT}, so there is nothing to learn from")
-            kept = frames[:: -(-len(frames) // MAX_WINDOWS)]
-            correction = Correction(
-                device=event.device, since=moment.since, until=moment.until, heard=event.label, label=name,
-                made_at=self._clock(), frames=kept,
-            )  # fmt: skip
-            await asyncio.to_thread(self._corrections.keep, correction)
-            self._said[sound] = _listed(correction)
-        return {"label": name, "windows": len(kept)}
+        if not frames:
+            raise UsageError(f"{_NOT_SENT}, so there is nothing to learn from")
+        correction = Correction(
+            device=event.device, since=moment.since, until=moment.until, heard=event.label, label=name,
+            made_at=self._clock(), frames=frames[:: -(-len(frames) // MAX_WINDOWS)],
+        )  # fmt: skip
+        # Whoever asked may have given up; what is kept and what is listed are the same even then.
+        return await asyncio.shield(self._keep(correction))
+
+    async def forget(self, device: str, heard: str, since: float) -> dict[str, Any]:
+        """Remove the correction of a sound whose event may be gone, as `corrections` lists it."""
+        return await asyncio.shield(self._forget((device, heard, since)))
+
+    async def _keep(self, correction: Correction) -> dict[str, Any]:
+        def keep() -> None:
+            self._look()
+            self._corrections.keep(correction)
+            self._said[correction.sound] = _listed(correction)
+            self._read_at = self._corrections.fingerprint
+
+        async with self._writing:
+            await asyncio.to_thread(keep)
+        return {"label": correction.label, "windows": len(correction.frames)}
+
+    async def _forget(self, sound: tuple[str, str, float]) -> dict[str, Any]:
+        def forget() -> None:
+            self._look()
+            self._corrections.forget(*sound)
+            self._said.pop(sound, None)
+            self._read_at = self._corrections.fingerprint
+
+        async with self._writing:
+            await asyncio.to_thread(forget)
+        return {"label": "", "windows": 0}
 
     def _event(self, number: int) -> FleetEvent:
         for event in self._events():
@@ -153,8 +191,11 @@ class Sounds:
     def _moment(self, event: FleetEvent) -> Moment:
         """From when the label was first detected to when it was last detected, as far as that is known."""
         same = self._of_same_sound(event)
-        since, until = event.since or 0.0, max(other.time or 0.0 for other in same)
-        return Moment(event.device, since, min(until, since + LONGEST_S), min(other.at for other in same))
+        since = event.since or 0.0
+        until = min(max(other.time or 0.0 for other in same), since + LONGEST_S)
+        # Of a long sound whose beginning was missed only the end was reported, that much later.
+        told_at = min(other.at - max(0.0, (other.time or 0.0) - until) for other in same)
+        return Moment(event.device, since, until, told_at)
 
     def _of_same_sound(self, event: FleetEvent) -> list[FleetEvent]:
         sound = event.device, event.label, event.since

@@ -5,6 +5,8 @@ import { el, fill, unit } from "./dom.js";
 export const BACKGROUND = "background";
 // More may still come of a sound that has just begun.
 const SETTLE_MS = 3000;
+// After which a picture that could not be had is asked for again.
+const AGAIN_MS = 10000;
 const COLOURS = [[8, 8, 32], [70, 20, 110], [170, 40, 110], [240, 110, 60], [255, 240, 150]];
 
 async function ask(path, options = {}) {
@@ -74,6 +76,7 @@ export class Sound {
       }
     } catch {
       this.asked = undefined;
+      setTimeout(() => looking.observe(this.button), AGAIN_MS);
     }
   }
 
@@ -132,12 +135,20 @@ export class Sound {
     try {
       const kept = await ask("corrections", { method: "POST", headers: { "Content-Type": "application/json" },
         body: JSON.stringify({ number: this.event.number, label }) });
-      this.tell(kept.label);
+      for (const other of document.querySelectorAll("button.sound")) {
+        const sound = shown.get(other);
+        if (isSame(sound.event, this.event)) sound.tell(kept.label);
+      }
       this.toggle();
     } catch (refused) {
       problem.textContent = refused.message;
     }
   }
+}
+
+// Whether two events are about one sound.
+function isSame(one, other) {
+  return ["device", "label", "since"].every((name) => one[name] === other[name]);
 }
 
 function button(text, act) {

@@ -118,6 +118,11 @@ def test_a_sound_is_seen_heard_and_corrected(room):
     assert (one["device"], one["heard"], one["label"]) == ("pi-000", "rain", "dog_bark")
     assert corrected(browser, {"number": 1, "label": None})[0] == 200
     assert json.loads(browser.ask("/api/v1/corrections")[1])["corrections"] == []
+    assert corrected(browser, {"number": 1, "label": "dog_bark"})[0] == 200
+    sound = {name: one[name] for name in ("device", "heard", "since")}
+    assert corrected(browser, sound | {"label": "cat"})[0] == 400, "only taken back without its event"
+    assert corrected(browser, sound | {"label": None})[0] == 200
+    assert json.loads(browser.ask("/api/v1/corrections")[1])["corrections"] == []
 
 
 def test_what_has_not_come_as_audio_is_said(room):

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 
 import pytest
 from reports import Clock
@@ -15,13 +16,13 @@ BEGAN = 500.0
 
 class Room:
     def __init__(self, state):
-        self.clock, self.events, self.read = Clock(), [], []
+        self.clock, self.events, self.read, self.is_late = Clock(), [], [], False
         self.store = Corrections(state)
         self.sounds = Sounds(lambda: self.events, self._sent, FRONT_END, lambda: CODECS, self.store, self.clock)
 
     async def _sent(self, moment):
         self.read.append(moment)
-        return sent(moment.device, "rain", moment)
+        return [] if self.is_late else sent(moment.device, "rain", moment)
 
     def told(self, kind, time, device="pi-0", since=BEGAN):
         number = len(self.events) + 1
@@ -37,6 +38,51 @@ class Room:
 @pytest.fixture
 def room(tmp_path):
     return Room(tmp_path)
+
+
+def test_of_a_long_sound_without_its_beginning_it_is_known_when_that_was_sent(room):
+    room.clock.now = 9000.0
+    number = room.told("off", BEGAN + 3600)
+    room.do(room.sounds.picture(number))
+    (moment,) = room.read
+    assert (moment.since, moment.until) == (BEGAN, BEGAN + LONGEST_S)
+    assert moment.told_at == 9000.0 - (3600 - LONGEST_S)
+
+
+def test_what_comes_late_out_of_a_spool_is_seen_then(room):
+    number, room.is_late = room.told("off", BEGAN + 2), True
+    room.clock.now += 10 * LONGEST_S
+    assert "kept it to itself" in room.do(room.sounds.picture(number))["why"]
+    room.clock.now, room.is_late = room.clock.now + 60, False
+    assert room.do(room.sounds.picture(number))["seconds"] == pytest.approx(3.0)
+
+
+def test_a_correction_whose_asker_gave_up_is_kept_and_listed(room):
+    number = room.told("off", BEGAN + 1)
+
+    async def give_up():
+        asked = asyncio.create_task(room.sounds.correct(number, "dog"))
+        while not room.read:
+            await asyncio.sleep(0)
+        asked.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asked
+        await room.sounds.look()
+
+    room.do(give_up())
+    assert [one["label"] for one in room.sounds.corrections] == [one.label for one in room.store.read()]
+
+
+def test_what_others_remove_is_listed_no_more_and_what_has_no_event_can_be_taken_back(room):
+    for since in (BEGAN, BEGAN + 50):
+        room.do(room.sounds.correct(room.told("off", since + 1, since=since), "dog"))
+    (first, second) = room.store.read()
+    room.store.forget(*first.sound)
+    room.do(room.sounds.look())
+    assert [one["since"] for one in room.sounds.corrections] == [second.since]
+    room.events.clear()
+    assert room.do(room.sounds.forget(*second.sound)) == {"label": "", "windows": 0}
+    assert (room.sounds.corrections, room.store.read()) == ([], [])
 
 
 def test_a_label_that_is_still_on_has_what_has_come_so_far(room):
