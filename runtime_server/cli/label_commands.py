@@ -148,12 +148,17 @@ def _check_together(given: Path | None, ready: Path | None, push: bool, follow: 
 
 
 def _follow(state: Path, work: Callable[[dict[int, Bundle]], None], said: Corrections | None) -> NoReturn:
-    """Work on the present generations, and again whenever there is a newer generation or another correction."""
-    done: object = None
+    """Work on the present generations, and again whenever there is a newer generation or another correction.
+
+    Several corrections, one after the other, count once the last has been made.
+    """
+    done: tuple[int, object] | None = None
+    before: object = None
     while True:
         bundles = _bundles(state, None)
         there = max(bundles), None if said is None else said.fingerprint
-        if there != done:
+        is_settled, before = done is None or there[0] != done[0] or there == before, there
+        if there != done and is_settled:
             try:
                 work(bundles)
                 done = there

@@ -28,6 +28,7 @@ from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.records.head import MAX_HEAD_BYTES, Head
 from runtime_edge.formats.strict import Name, Strict
 from runtime_server.labels.head_training import Examples, fit_head, folds_of, held_out_right, mean_by_group, right_rows
+from runtime_server.labels.label_shares import thinned
 from runtime_server.labels.labelled import LabelledClip, windows_of
 from runtime_server.labels.linear_probe import embedded
 from runtime_server.suffix.generations import CutModel
@@ -88,7 +89,7 @@ class HeadClips(Strict, frozen=True, kw_only=True):
         """
         most = max(1, min(_MAX_WINDOWS, _MAX_AUDIO_BYTES // (2 * front_end.window_samples)))
         share = max(1, most // 4)
-        more = corrected[:: -(-len(corrected) // share)] if corrected else ()
+        more = [corrected[place] for place in thinned([labels for labels, _ in corrected], share)]
         each = max(1, share // len(more)) if more else 0
         further = [windows[:: -(-len(windows) // each)] for _, windows in more]
         most = max(1, most - sum(map(len, further)))

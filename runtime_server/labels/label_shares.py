@@ -22,5 +22,20 @@ def shared_out(devices: Sequence[str], labels: Sequence[tuple[str, ...]]) -> lis
     kept: list[int] = []
     for (device, _), own in places.items():
         share = len(own) if counts[device] <= most else max(1, len(own) * most // counts[device])
-        kept += [own[number * len(own) // share] for number in range(share)]
+        kept += evenly(own, share)
     return sorted(kept)
+
+
+def thinned(labels: Sequence[tuple[str, ...]], most: int) -> list[int]:
+    """Indices, ascending, of about `most` rows: each combination of labels keeps its proportion, and at least one."""
+    places: dict[tuple[str, ...], list[int]] = {}
+    for place, key in enumerate(labels):
+        places.setdefault(key, []).append(place)
+    if len(labels) <= most:
+        return list(range(len(labels)))
+    return sorted(place for own in places.values() for place in evenly(own, max(1, len(own) * most // len(labels))))
+
+
+def evenly(places: Sequence[int], count: int) -> list[int]:
+    """`count` of these, evenly spaced."""
+    return [places[number * len(places) // count] for number in range(count)]

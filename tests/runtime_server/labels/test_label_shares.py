@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime_server.labels.head_training import Examples, fit_head, truth_of
-from runtime_server.labels.label_shares import shared_out
+from runtime_server.labels.label_shares import shared_out, thinned
 
 LABELS = (("dog",), ("rain",))
 
@@ -47,3 +47,14 @@ def test_one_device_of_ten_with_wrong_sounds_has_its_share_and_the_head_stays_ri
     weights = np.frombuffer(head.weights, "<f4").reshape(2, -1)
     honest = embeddings[:180] @ weights.T + np.frombuffer(head.bias, "<f4")
     assert np.mean(honest.argmax(1) == kinds[:180]) > 0.95
+
+
+@given(st.lists(st.sampled_from([("dog",), ("rain",), ("dog", "rain")]), max_size=400), st.integers(1, 50))
+def test_thinned_rows_are_in_proportion_and_none_of_the_labels_is_lost(labels, most):
+    labels = [*labels, ("rare",)]
+    kept = thinned(labels, most)
+    assert kept == sorted(set(kept))
+    assert {labels[place] for place in kept} == set(labels)
+    assert len(kept) <= max(most, 4) + 3
+    if len(labels) <= most:
+        assert kept == list(range(len(labels)))
