@@ -25,6 +25,8 @@ from streamsplit_compile.splitter.qlearning import estimate_model, value_iterati
 from streamsplit_compile.splitter.traces import observe
 
 FLAC = "flac"
+OURS, DEVICE_ONLY = "table", "device-only"
+"""The names of two policies."""
 OPUS_KBPS = (6, 12, 16, 24)
 _CPU_EDGES = tuple(np.round(np.linspace(0.1, MAX_LOAD, 9), 3).tolist())
 _MBPS_EDGES = tuple(np.round(np.linspace(0.5, RULE_FULL_MBPS, 16), 3).tolist())
@@ -64,7 +66,7 @@ def all_policies(bundle: Bundle, target: str, scenario: Playable, seed: int) -> 
     ]
     streams += [(f"opus-{kbps}", ("--audio-format", "opus", "--opus-kbps", str(kbps))) for kbps in OPUS_KBPS]
     found = [Policy(name, raw, options, (_samples(name),) * 2) for name, options in streams]
-    found += [Policy("device-only", last, ("--min-cut", LOCAL), (LOCAL, LOCAL))]
+    found += [Policy(DEVICE_ONLY, last, ("--min-cut", LOCAL), (LOCAL, LOCAL))]
     found += [
         Policy(f"cut:{one.name}", only(table, one), (), _answers(one), one.name in table.actions) for one in actions[1:]
     ]
@@ -73,7 +75,7 @@ def all_policies(bundle: Bundle, target: str, scenario: Playable, seed: int) -> 
         for one in actions[1:]
         if one.teaches
     ]
-    found += [Policy("rule", rule(table)), Policy("table", table), Policy("optimum", optimum(table, scenario, seed))]
+    found += [Policy("rule", rule(table)), Policy(OURS, table), Policy("optimum", optimum(table, scenario, seed))]
     return found
 
 

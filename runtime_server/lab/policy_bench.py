@@ -122,6 +122,8 @@ class PolicyBench(Strict, frozen=True, kw_only=True):
     audio: str
     fold: int | None = None
     """The only fold that was heard and judged, with bundles calibrated on the others."""
+    bundle_given: bool = False
+    """Whether a bundle was compiled beforehand, so that this measurement does not know what it was calibrated on."""
     machine: dict[str, str]
     encoders: dict[str, EncoderFigures]
     runs: list[Figures]
@@ -177,6 +179,7 @@ def joined(benches: Sequence[PolicyBench]) -> PolicyBench:
             seconds=max(lengths),
             shortest_s=min(lengths) if len(set(lengths)) > 1 else 0.0,
             repeats=max(run.repeat for run in [*whole.runs, *runs]) + 1,
+            bundle_given=whole.bundle_given or more.bundle_given,
             encoders=encoders,
             runs=[*whole.runs, *runs],
             scenarios=more.scenarios | whole.scenarios,
@@ -215,6 +218,7 @@ async def run_bench(config: BenchConfig, say: Callable[[str], None]) -> PolicyBe
             python_factor=round(factor, 2),
             measured_by="" if config.profile is None else config.profile.name,
             fold=config.fold,
+            bundle_given=config.bundle is not None,
             audio="a synthesised soundscape" if config.audio is None else f"recordings of {config.audio.name}/",
             machine=_machine(),
             encoders=encoders,

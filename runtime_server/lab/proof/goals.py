@@ -6,11 +6,11 @@ import statistics
 from dataclasses import dataclass
 
 from runtime_server.lab.figures import Figures
+from runtime_server.lab.policy_arms import DEVICE_ONLY, OURS
 from runtime_server.lab.policy_bench import PolicyBench
 from runtime_server.lab.proof.proof_report import BASELINE, Ratios, first_ms, ratios, runs_of, scored
 
-OURS = "table"
-BESIDE = ("opus-16", "device-only")
+BESIDE = ("opus-16", DEVICE_ONLY)
 """What a user would use instead: their numbers are shown next to each of the table's."""
 _POINT = 100.0
 _SAME_PROBE = 0.005

@@ -6,6 +6,7 @@ import itertools
 import statistics
 from collections.abc import Callable, Sequence
 
+from runtime_server.lab import policy_arms
 from runtime_server.lab.accuracy import Accuracy
 from runtime_server.lab.figures import Figures
 from runtime_server.lab.policy_bench import PolicyBench
@@ -15,7 +16,7 @@ from streamsplit_compile.advice.advice import DEVICE_ONLY, TABLE, Advice, Estima
 
 _HOUR_S = 3600
 _FIXED = "cut:"
-_NAMES = {"device-only": DEVICE_ONLY, "table": TABLE, "pcm16": "PCM", "flac": "FLAC"}
+_NAMES = {policy_arms.DEVICE_ONLY: DEVICE_ONLY, policy_arms.OURS: TABLE, "pcm16": "PCM", "flac": "FLAC"}
 _NOT_FOR_USERS = ("rule", "optimum")
 """A baseline, and the optimum, which knows the future."""
 

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from runtime_server.lab.policy_arms import DEVICE_ONLY, OURS
 from runtime_server.lab.policy_bench import PolicyBench
-from runtime_server.lab.proof.goals import BESIDE, DIFFERS, OURS, Goal, goals
+from runtime_server.lab.proof.goals import BESIDE, DIFFERS, Goal, goals
 from runtime_server.lab.proof.measured_advice import measured_advice
 from runtime_server.lab.proof.proof_plots import draw
 from runtime_server.lab.proof.proof_report import (
@@ -98,6 +99,9 @@ def _how(bench: PolicyBench) -> list[str]:
 
 
 def _judged(bench: PolicyBench) -> str:
+    if bench.bundle_given:
+        heard = "" if bench.fold is None else f" Clips heard and judged are of fold {bench.fold}."
+        return f"{heard} The bundle was compiled beforehand; its manifest names what it was calibrated on."
     if bench.fold is None:
         return " Bottlenecks and exits are fitted to some of the same recordings, without their labels."
     return f" Clips heard and judged are of fold {bench.fold}; bottlenecks and exits are fitted to the others."
@@ -157,7 +161,8 @@ def _headline(bench: PolicyBench) -> list[str]:
 def _where_it_pays(bench: PolicyBench, points: Points | None) -> list[str]:
     """A row for each encoder and link for which the table can be compared."""
     found = []
-    for row in rows(bench, points):
+    judged = rows(bench, points)
+    for row in judged:
         against = (best_other(row.rewards[phi]) for phi in PHIS)
         rewards = (
             f"{row.rewards[phi][OURS]:.2f}; {name} {value:.2f}"
@@ -172,7 +177,7 @@ def _where_it_pays(bench: PolicyBench, points: Points | None) -> list[str]:
     return [
         "## Where cutting pays",
         "",
-        f"The table pays in {sum(row.wins for row in rows(bench, points))} of {len(found)} rows. In a row that pays "
+        f"The table pays in {sum(row.wins for row in judged)} of {len(found)} rows. In a row that pays "
         "its reward is above that of every alternative that was played, it is better than each server-only way in two "
         "of first and last answers, bytes and energy, and than the device alone in first answers and energy, or by a "
         "point of accuracy; and it loses a point at most. Rewards are of what was measured, without a value for what "
@@ -188,7 +193,7 @@ def _against_baselines(bench: PolicyBench, scenario: str = "lte") -> list[str]:
     found = [["paper", "server-only", "", "up to 4.7x", "-77.1%", "", "-52.3%", "2.2"]]
     for encoder in bench.encoders:
         own = scored(bench, encoder, scenario, OURS)
-        for name in (*SERVER_ONLY, "device-only"):
+        for name in (*SERVER_ONLY, DEVICE_ONLY):
             if ratio := ratios(bench, encoder, scenario, OURS, name):
                 base = scored(bench, encoder, scenario, name)
                 lost = f"{100 * (base.probe - own.probe):.1f}" if own and base else ""

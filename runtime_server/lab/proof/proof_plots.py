@@ -10,8 +10,8 @@ from pathlib import Path
 from runtime_edge.errors import MissingExtra
 from runtime_edge.formats.records.table import cut_position
 from runtime_server.lab.figures import PARTS, Figures
+from runtime_server.lab.policy_arms import OURS
 from runtime_server.lab.policy_bench import PolicyBench
-from runtime_server.lab.proof.goals import OURS
 from runtime_server.lab.proof.proof_report import policies_of, runs_of, scored
 
 try:

@@ -11,11 +11,11 @@ import msgspec
 from runtime_edge.formats.records.table import LOCAL, Reward
 from runtime_edge.policy.reward import exit_latency_ms, worth
 from runtime_server.lab.figures import Figures
+from runtime_server.lab.policy_arms import DEVICE_ONLY, OURS
 from runtime_server.lab.policy_bench import PolicyBench
 from runtime_server.lab.proof.proof_report import SERVER_ONLY, first_ms, policies_of, runs_of, scored
 from streamsplit_compile.cost.radios import list_radios, load_radio
 
-OURS, DEVICE_ONLY = "table", "device-only"
 PHIS = (0.5, 0.0, 1.0)
 """Weights of the first answer in the reward; the first of them decides."""
 _MOST_LOST, _GAINED = 1.0, 1.0
