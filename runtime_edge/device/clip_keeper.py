@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import hashlib
 import io
 import logging
 import re
+import threading
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_edge.audio.file_decoder import soundfile_module
+from runtime_edge.audio.files.folder import is_hidden
 from runtime_edge.audio.windower import joined
 from runtime_edge.base.files import write_atomic
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import CapturedWindow
 from runtime_edge.device.label_switches import Change
 from runtime_edge.errors import UsageError
+from runtime_edge.formats.codec import to_pcm
 
 _LOG = logging.getLogger(__name__)
 MAX_CLIP_S = 10.0
@@ -37,8 +41,10 @@ AROUND_S = 0.5
 _REMEMBERED_S = 25.0
 """How long after the start of a sound its label may go off, or an answer may come, s."""
 _MAX_UNWRITTEN = 8
-_PCM_SCALE = 32767.0
 _NAME = "*/????-??-??T??-??-??.???Z.flac"
+_FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f-\x9f]')
+"""Characters that some file system has in no name."""
+_MAX_NAME_BYTES = 200
 _LOST = "a clip of %s is not kept: %s"
 
 
@@ -85,13 +91,15 @@ class ClipKeeper:
         """Index of the latest window."""
         self._sounds: dict[str, _Sound] = {}
         self._writing: set[asyncio.Future[None]] = set()
+        self._room = threading.Lock()
+        """Held from making room for a clip until it is there, so that clips written at once fit together."""
 
     def hear(self, window: CapturedWindow) -> None:
         """Remember a window; called before its result is known, in the order of windows."""
         new = self._hop if window.index == self._last + 1 and self._hop < self._window else self._window
         self._last = window.index
         ends_s = window.capture_time_ns / 1e9
-        samples = np.rint(np.clip(np.nan_to_num(window.samples[-new:]), -1, 1) * _PCM_SCALE).astype(np.int16)
+        samples = to_pcm(window.samples[-new:])
         place = window.index * self._hop + self._window - new
         self._pieces.append(_Piece(ends_s - new / self._rate, ends_s, place, samples))
         for sound in [sound for sound in self._sounds.values() if ends_s >= sound.begins_s + MAX_CLIP_S]:
@@ -138,10 +146,11 @@ class ClipKeeper:
         try:
             if len(body) > self._limit:
                 raise OSError(f"it is larger than keep_clips_mb allows, {len(body)} bytes")
-            make_room(self._directory, self._limit - len(body))
-            path = self._directory / folder_of(sound.label) / f"{_moment(sound.since)}.flac"
-            path.parent.mkdir(exist_ok=True)
-            write_atomic(path, bytes(body), 0o600, durable=False)
+            with self._room:
+                make_room(self._directory, self._limit - len(body))
+                path = self._directory / folder_of(sound.label) / f"{_moment(sound.since)}.flac"
+                path.parent.mkdir(exist_ok=True)
+                write_atomic(path, bytes(body), 0o600, durable=False)
         except OSError as exc:
             _LOG.warning(_LOST, sound.label, exc.strerror or exc)
 
@@ -170,9 +179,18 @@ def make_room(directory: Path, limit_bytes: int) -> None:
 
 
 def folder_of(label: str) -> str:
-    """The name of a label's folder."""
-    plain = re.sub(r"[^\w .+-]+", "-", label).strip(" .")[:80]
-    return plain or "label"
+    """The name of a label's folder, which no other label has: the label itself, wherever that can name a folder.
+
+    Otherwise "-" replaces the forbidden characters, and a part of the label's SHA-256 is added. So it is with a label
+    that ends like such a name, and with one whose folder `ssc server label` would take for a hidden one.
+    """
+    name = _FORBIDDEN.sub("-", label).rstrip(" .")
+    fits = len(name.encode()) <= _MAX_NAME_BYTES
+    if name == label and name and fits and not is_hidden(name) and not re.search("-[0-9a-f]{8}$", name):
+        return name
+    digest = hashlib.sha256(label.encode()).hexdigest()[:8]
+    start = name.lstrip(".~").encode()[: _MAX_NAME_BYTES - len(digest) - 1].decode(errors="ignore")
+    return f"{start}-{digest}"
 
 
 def _moment(at: float) -> str:

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import soundfile
 
+from runtime_edge.audio.files.folder import is_hidden
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import CapturedWindow
 from runtime_edge.device.clip_keeper import AROUND_S, MAX_CLIP_S, ClipKeeper, clip_keeper, folder_of
 from runtime_edge.device.label_switches import Change
 from runtime_edge.errors import UsageError
+from runtime_edge.formats.codec import to_pcm
 
 RATE, WINDOW, HOP = 8000, 8000, 4000
 BEGAN = 1_795_264_784.0
@@ -134,6 +136,35 @@ async def one_after_the_other(directory, limit):
         await room.keeper.written()
 
 
+def test_clips_that_are_written_at_once_fit_together(tmp_path):
+    labels = [f"label {number}" for number in range(6)]
+
+    def work(room):
+        room.hear(*range(6, 11))
+        for label in labels:
+            room.label("on", 10, 10, label)
+        room.hear(*range(11, 18))
+        for label in labels:
+            room.label("off", 10, 13, label)
+
+    whole = kept(tmp_path / "all", work)
+    limit = 2.5 * max(path.stat().st_size for path in whole.directory.rglob("*.flac"))
+    for turn in range(10):
+        found = kept(tmp_path / str(turn), work, limit=int(limit)).directory.rglob("*.flac")
+        assert 0 < sum(path.stat().st_size for path in found) <= limit
+
+
+def test_samples_are_those_that_are_sent(tmp_path):
+    def work(room):
+        room.audio[::5] = np.resize([2.0, -2.0, np.nan, -1.0, 1.0], room.audio[::5].shape)
+        rain(room)
+
+    room = kept(tmp_path, work)
+    samples, _ = soundfile.read(tmp_path / room.clips()[0], dtype="int16")
+    whole = to_pcm(room.audio).tobytes()
+    assert samples.tobytes() in whole
+
+
 def test_what_cannot_be_written_is_said_and_stops_nobody(tmp_path, caplog):
     def work(room):
         (tmp_path / "clips" / "rain").write_text("no folder")
@@ -162,9 +193,24 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path):
         ClipKeeper(tmp_path / "file" / "clips", 1 << 20, RATE, WINDOW, HOP)
 
 
-@pytest.mark.parametrize(
-    ("label", "folder"),
-    [("rain", "rain"), ("Dog (big)", "Dog -big-"), ("../../etc", "-..-etc"), ("..", "label"), ("wächter", "wächter")],
-)
-def test_a_label_as_a_folder_stays_below_the_directory(label, folder):
-    assert folder_of(label) == folder
+@pytest.mark.parametrize("label", ["rain", "Dog (big)", "wächter", "雨、強い", "100% #1", "C++", "x" * 200])
+def test_a_label_names_its_folder(label):
+    assert folder_of(label) == label
+
+
+FORBIDDEN = [
+    "..", ".", "../../etc", "/", "", "a/b", "a\\b", "a:b", "a*b", "a?b", 'a"b', "a<b", "a>b", "a|b", "a\nb", "a-b ", "a.",
+    ".a", "~a", "a.part", "x" * 201, "x" * 202, "ä" * 150, "ä" * 149 + "é", "a\x7fb", "a\x85b", "lost+found",
+]  # fmt: skip
+
+
+def test_a_label_that_can_name_no_folder_has_one_of_its_own_below_the_directory(tmp_path):
+    assert folder_of("AC/DC") == "AC-DC-5a5abe39", "docs/operation.md says so"
+    names = [folder_of(label) for label in FORBIDDEN]
+    names += [folder_of(name) for name in names]  # labels that are called as the folder of another one is
+    assert len(set(names)) == 2 * len(FORBIDDEN)
+    for name in names:
+        (tmp_path / name).mkdir()
+        assert (tmp_path / name).resolve().parent == tmp_path.resolve()
+        assert len(name.encode()) <= 200
+        assert not is_hidden(name), "the folder would be left out when a head is trained"
