@@ -27,14 +27,17 @@ set -- "$here"/streamsplit-device-*-aarch64.tar
 [ -f "$here/ssc-edge.toml" ] || [ -f /etc/ssc-edge.toml ] ||
     fail "$here/ssc-edge.toml is missing: ssc edge config prints one to fill in"
 
+start=start
 sum=$(sha256sum <"$1")
 if [ "$(cat "$into/.archive" 2>/dev/null)" != "$sum" ]; then
     unpacked=$(mktemp -d /var/tmp/ssc.XXXXXX)
     trap 'rm -rf "$unpacked"' EXIT
     tar -xf "$1" -C "$unpacked" || fail "$1 is damaged: copy it here again"
-    rm -rf "$into"
+    [ -e "$into/pyvenv.cfg" ] || rm -rf "$into" # what a power cut has left; install.sh replaces what works
     sh "$unpacked"/*/install.sh "$into"
+    sync
     echo "$sum" >"$into/.archive"
+    start=restart
 fi
 
 set -- "$here"/*.deb
@@ -51,6 +54,7 @@ if [ -f "$here/ssc-edge.creds" ]; then
     install -m 600 "$here/ssc-edge.creds" /etc/ssc-edge.creds
     sync
     rm "$here/ssc-edge.creds"
+    start=restart
 fi
 if [ -f /etc/ssc-edge.creds ]; then
     mkdir -p "$unit"
@@ -61,9 +65,12 @@ Environment=SSC_EDGE_CREDENTIALS=%d/device.creds
 END
 fi
 
-[ ! -d "$here/bundle" ] || [ -e "$state/bundles" ] || "$into/bin/ssc" edge install "$here/bundle" --state "$state"
+if [ -d "$here/bundle" ] && [ ! -e "$state/bundles.json" ]; then
+    "$into/bin/ssc" edge install "$here/bundle" --config /etc/ssc-edge.toml --state "$state"
+    start=restart
+fi
 
 systemctl daemon-reload || echo "first-boot.sh: systemd does not run yet"
 systemctl enable ssc-edge
-systemctl start --no-block ssc-edge || echo "first-boot.sh: the device starts with the next boot"
+systemctl "$start" --no-block ssc-edge || echo "first-boot.sh: the device starts with the next boot"
 echo "first-boot.sh: done"

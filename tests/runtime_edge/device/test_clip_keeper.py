@@ -199,8 +199,8 @@ def test_a_label_names_its_folder(label):
 
 
 FORBIDDEN = [
-    "..", ".", "../../etc", "/", "", "a/b", "a\\b", "a:b", "a*b", "a?b", 'a"b', "a<b", "a>b", "a|b", "a\nb", "a-b ", "a.",
-    ".a", "~a", "a.part", "x" * 201, "x" * 202, "ä" * 150, "ä" * 149 + "é", "a\x7fb", "a\x85b", "lost+found",
+    "..", ".", "../../etc", "/", "", "a/b", "a\\b", "a:b", "a*b", "a?b", 'a"b', "a<b", "a>b", "a|b", "a\nb", "a-b ",
+    "a.", ".a", "~a", "a.part", "x" * 201, "x" * 202, "ä" * 150, "ä" * 149 + "é", "a\x7fb", "a\x85b", "lost+found",
 ]  # fmt: skip
 
 
