@@ -1,5 +1,6 @@
 """One small encoder and its bundle for all integration tests, and processes that never outlive their test."""
 
+import shutil
 import signal
 import sys
 import warnings
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))  # for `import harness`
 
 
@@ -118,3 +120,23 @@ def play(broker):
             await hub.close()
 
     return lambda work: asyncio.run(connected(work))
+
+
+@pytest.fixture
+def userland(tmp_path):
+    """`userland(suite)` is a clean Debian for arm64, removed after the test; skips the test where there can be none."""
+    from tools.arm.debian import DebianCache, Unavailable
+    from tools.arm.userland import Userland
+
+    made = []
+
+    def unpacked(suite):
+        try:
+            made.append(Userland.unpacked(DebianCache(ROOT / ".cache" / "arm"), tmp_path / f"pi-{len(made)}", suite))
+        except Unavailable as exc:
+            pytest.skip(str(exc))
+        return made[-1]
+
+    yield unpacked
+    for pi in made:
+        shutil.rmtree(pi.root)  # half a gigabyte

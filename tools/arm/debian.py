@@ -5,6 +5,7 @@ apt checks Debian's signatures under a private configuration, and this machine's
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -71,16 +72,30 @@ class DebianCache:
         return Path(on_path) if on_path else self.cached("qemu", (BOOKWORM,), self._unpack_qemu) / _QEMU
 
     def cached(self, name: str, inputs: tuple[str, ...], fill: Callable[[Path], None]) -> Path:
-        """The directory that `fill` made from these inputs, now or earlier; one made from other inputs is removed."""
+        """The directory that `fill` made from these inputs, now or earlier; one made from other inputs is removed.
+
+        Of several processes one fills it, and the others wait. `fill` must not call this method.
+        """
         digest = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:12]
         directory = self.directory / f"{name}-{digest}"
-        if not directory.exists():
-            with tempfile.TemporaryDirectory(dir=self.directory, prefix="new-") as made:
-                fill(Path(made) / "filled")
-                for stale in self.directory.glob(f"{name}-" + "[0-9a-f]" * 12):
-                    shutil.rmtree(stale)
-                (Path(made) / "filled").rename(directory)
+        with self._locked():
+            if not directory.exists():
+                with tempfile.TemporaryDirectory(dir=self.directory, prefix="new-") as made:
+                    fill(Path(made) / "filled")
+                    for stale in self.directory.glob(f"{name}-" + "[0-9a-f]" * 12):
+                        shutil.rmtree(stale)
+                    (Path(made) / "filled").rename(directory)
         return directory
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the cache directory, which has no other file for it. It ends with the process."""
+        descriptor = os.open(self.directory, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _unpack_qemu(self, directory: Path) -> None:
         self.say(f"fetching {_QEMU} (Debian's {_QEMU_PACKAGE}; about 63 MB)")

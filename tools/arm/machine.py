@@ -4,8 +4,10 @@ Everything is in a cache directory: nothing is installed on this machine, its ow
 no root is needed. apt checks Debian's signatures under a private configuration, pip the index's hashes. Files in the
 cache are not fetched again.
 
-machine = Machine(Path(".cache/arm"))
-subprocess.run(machine.command("-c", "import platform; print(platform.machine())"), env=machine.environment(site))
+    machine = EmulatedMachine(Path(".cache/arm"))
+    site = machine.install(SitePackages("edge", "onnx", "edge", wheels.NEWEST_RUNTIME))
+    command = machine.command("-c", "import platform; print(platform.machine())")
+    subprocess.run(command, env=machine.environment(site))
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ from tools.arm.machine import CPU
 _PACKAGES = ("?essential", "apt", "passwd", "python3", "sudo")
 _MERGED = ("bin", "lib", "sbin")
 _AUTHORITIES = "etc/ssl/certs/ca-certificates.crt"
+_AS_HERE = ("etc/resolv.conf", "etc/hosts", _AUTHORITIES)
+"""Network and trust: files that are as on this machine now, not as when the system was installed."""
 _KERNEL = (6, 7)
 _ENTER = r"""
 echo; read -r _
@@ -64,6 +66,9 @@ class Userland:
 
         made = cache.cached(f"userland-{suite}", (*_PACKAGES, _FIRST, CPUINFO), fill)
         subprocess.run(["cp", "-a", "--reflink=auto", made, directory], check=True)
+        for name in _AS_HERE:
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(f"/{name}", directory / name)
         return cls(directory, qemu)
 
     def run(self, script: str, user: bool = False, network: bool = True, timeout: float = _TIMEOUT_S) -> str:
@@ -118,9 +123,6 @@ def _install(cache: DebianCache, userland: Userland, suite: str) -> None:
     (root / "etc/cpuinfo").write_text(CPUINFO)
     (root / "etc/apt/sources.list").write_text(f"deb {cache.mirror} {suite} main\n")
     (root / "etc/pip.conf").write_text(f"[global]\ncert = /{_AUTHORITIES}\n")
-    for name in ("etc/resolv.conf", "etc/hosts", _AUTHORITIES):  # network and trust as on this machine
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(f"/{name}", root / name)
     for name in ("passwd", "group"):  # dpkg's first packages need these
         shutil.copy(root / "usr/share/base-passwd" / f"{name}.master", root / "etc" / name)
     userland.run(_FIRST, timeout=2 * _TIMEOUT_S)

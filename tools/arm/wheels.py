@@ -50,11 +50,14 @@ def make_source_only(directory: Path) -> None:
     pip("wheel", "--no-deps", "--wheel-dir", str(directory), *_SOURCE_ONLY)
 
 
-def pip(command: str, *arguments: str) -> None:
-    """Run pip. Raises Unavailable when it cannot get a package."""
+def pip(command: str, *arguments: str, timeout_s: float = _TIMEOUT_S) -> None:
+    """Run pip. Raises Unavailable when it cannot get a package, or not in time."""
     call = [sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check", "--no-input", *arguments]
     environment = {**os.environ, "SOURCE_DATE_EPOCH": _EPOCH}
-    done = subprocess.run(call, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment)
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, timeout=timeout_s, env=environment)
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"pip {command}: no end within {timeout_s:g} s; the package index may be slow") from None
     if done.returncode:
         if "conflict" in done.stderr:
             raise RuntimeError(f"pip cannot put these together: {' '.join(arguments)}\n{done.stderr}")

@@ -17,9 +17,6 @@ import microphones
 import numpy as np
 import pytest
 
-from tools.arm.debian import DebianCache, Unavailable
-from tools.arm.userland import Userland
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[3]
@@ -36,11 +33,8 @@ def blocks(heading: str) -> list[str]:
 
 
 @pytest.fixture
-def pi(tmp_path):
-    try:
-        made = Userland.unpacked(DebianCache(ROOT / ".cache" / "arm"), tmp_path / "pi", "bookworm")
-    except Unavailable as exc:
-        pytest.skip(str(exc))
+def pi(userland):
+    made = userland("bookworm")
     with (made.root / "etc/hosts").open("a") as hosts:
         hosts.write("127.0.0.1 gateway\n")
     (made.root / "etc/apt/apt.conf.d/90yes").write_text('APT::Get::Assume-Yes "true";\n')  # the user's answer to apt
@@ -50,8 +44,7 @@ def pi(tmp_path):
     settings = made.root / "srv/card/asound.conf"
     settings.write_text(settings.read_text().replace(str(made.root), ""))
     settings.rename(made.root / "etc/asound.conf")
-    yield made
-    shutil.rmtree(made.root)  # half a gigabyte
+    return made
 
 
 @pytest.fixture
