@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -94,6 +97,13 @@ def assert_no_traceback(directory):
         assert "Traceback" not in log.read_text(errors="replace"), log
 
 
+def get(page: str, view: str, token: str = "") -> Any:
+    """A view of a server's page; raises urllib.error.HTTPError for an answer that is none."""
+    request = urllib.request.Request(f"{page}api/v1/{view}", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+        return json.load(answer)
+
+
 class Process:
     """One running `ssc` command with its output in a log file."""
 
@@ -165,6 +175,15 @@ class Server:
         until(lambda: self.process.text().count("serving generation") > seen or not self.process.running, "serving")
         assert self.process.running, self.process.text()[-2000:]
         return self.process
+
+    @property
+    def page(self) -> str:
+        """The page's address, once the latest start has told it."""
+
+        def told() -> re.Match[str] | None:
+            return re.search(r"page on (http://[0-9.]+:\d+/)", self.process.text().rpartition("serving generation")[2])
+
+        return until(told, "the page's address")[1]
 
     def signal_broker(self, number: signal.Signals) -> None:
         os.kill(int((self.state / "broker" / "broker.pid").read_text()), number)

@@ -1,7 +1,6 @@
 """What somebody says on a real server's page about what a real device heard makes the next head another one."""
 
 import json
-import re
 import signal
 import urllib.error
 import urllib.request
@@ -10,18 +9,13 @@ import harness
 import numpy as np
 import pytest
 import sounds
+from harness import get
 from test_events import ssc
-from test_page_of_server import get
 
 from runtime_edge.formats.records.head import read_head
 from runtime_server.labels.corrections import Corrections, corrections_path
 from runtime_server.labels.head_clips import HeadClipsFolder
 from runtime_server.state.server_state import head_clips_path
-
-
-def page_of(server):
-    server.process.wait_for_line("page on http")
-    return re.findall(r"page on (http://127\.0\.0\.1:\d+/)\n", server.process.text())[-1]
 
 
 def correct(url, number, label):
@@ -57,7 +51,7 @@ CASES = [("waveform", "flac"), pytest.param("waveform", "pcm16", marks=pytest.ma
 @pytest.mark.parametrize(("cut", "audio"), CASES)
 def test_corrections_make_the_next_head_another_one(start, tmp_path, cut, audio):
     server = start.server("--no-training", "--web", "0")
-    url = page_of(server)
+    url = server.page
     server.put_table(harness.always(harness.open_bundle(server.state / "generations" / "00001"), "rpi4", cut))
     clips = sounds.write_clips(tmp_path / "clips")
     ssc("server", "label", clips, "--state", server.state, "--push", "-o", tmp_path / "first.json")
@@ -104,7 +98,7 @@ def test_corrections_make_the_next_head_another_one(start, tmp_path, cut, audio)
     # Over a restart, and without what the broker has of it.
     server.process.signal(signal.SIGTERM)
     server.start()
-    assert {one["label"] for one in get(page_of(server), "corrections")["corrections"]} == {"whistle"}
+    assert {one["label"] for one in get(server.page, "corrections")["corrections"]} == {"whistle"}
     plain = ssc(
         "server", "label", clips, "--state", server.state, "--no-corrections", "-o", tmp_path / "plain.json", "--json"
     )
@@ -114,7 +108,7 @@ def test_corrections_make_the_next_head_another_one(start, tmp_path, cut, audio)
 
 def test_a_head_that_follows_takes_a_correction_at_once(start, tmp_path):
     server = start.server("--no-training", "--web", "0")
-    url, clips = page_of(server), sounds.write_clips(tmp_path / "clips")
+    url, clips = server.page, sounds.write_clips(tmp_path / "clips")
     label = harness.Process(
         tmp_path / "label.log", "server", "label", clips, "--state", server.state, "--follow", "-o", "head.json"
     )
@@ -133,7 +127,7 @@ def test_a_head_that_follows_takes_a_correction_at_once(start, tmp_path):
 
 def test_what_a_device_kept_to_itself_cannot_be_corrected(start, tmp_path):
     server = start.server("--no-training", "--web", "0")
-    url, clips = page_of(server), sounds.write_clips(tmp_path / "clips")
+    url, clips = server.page, sounds.write_clips(tmp_path / "clips")
     ssc("server", "label", clips, "--state", server.state, "--push", "-o", tmp_path / "h.json")
     stream(start, server, "pi-1", sounds.write_turns(tmp_path / "turns.wav", 3), "--min-cut", "local")
     (event, *_) = harness.until(lambda: switched(url, "pi-1") or None, "an event")

@@ -1,12 +1,11 @@
 """The systemd unit: valid, tight, and written where it belongs."""
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from systemd_units import assert_safe, assert_valid, needs_systemd, runs
 
 from runtime_edge import systemd
 from runtime_edge.cli import edge_commands
@@ -14,8 +13,6 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import UsageError
 from runtime_edge.service.systemd_unit import DEVICE
 from runtime_edge.settings import read
-
-needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
 
 def install(*arguments):
@@ -31,22 +28,12 @@ def root(tmp_path):
 @needs_systemd
 @pytest.mark.parametrize("version", [252, 254])
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path, version):
-    installed = int(subprocess.check_output(["systemctl", "--version"], text=True).split()[1].split(".")[0])
-    if version > installed:
-        pytest.skip(f"systemd {installed} does not know what {version} does")
-    path = tmp_path / "ssc-edge.service"
-    path.write_text(DEVICE.unit(systemd.own_program(), version))
-    checked = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True, timeout=60)
-    assert checked.returncode == 0, checked.stderr
-    assert "ssc-edge" not in checked.stderr, checked.stderr
+    assert_valid(DEVICE, tmp_path, version)
 
 
 @needs_systemd
 def test_systemd_rates_the_unit_as_safe(root):
-    path = root / "etc/systemd/system/ssc-edge.service"
-    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20", path]
-    rated = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert rated.returncode == 0, rated.stdout[-2000:]
+    assert_safe(DEVICE, root)
 
 
 def test_the_unit_is_watched_restarted_and_nobody_in_particular(root):
@@ -58,11 +45,7 @@ def test_the_unit_is_watched_restarted_and_nobody_in_particular(root):
         "EnvironmentFile=-/etc/default/ssc-edge", "SystemCallFilter=@system-service",
     ):  # fmt: skip
         assert line in lines
-    (start,) = (line for line in lines if line.startswith("ExecStart="))
-    program, *arguments = start.removeprefix("ExecStart=").split()
-    assert Path(program).name == "ssc"
-    assert os.access(program, os.X_OK)
-    assert arguments == ["edge", "run", "--config", "/etc/ssc-edge.toml"]
+    assert runs(DEVICE, root) == ["edge", "run", "--config", "/etc/ssc-edge.toml"]
     assert "RestartSteps" not in text
     assert "RestartSteps=8\nRestartMaxDelaySec=5min\n" in DEVICE.unit(Path("/usr/bin/ssc"), 254)
 

@@ -1,5 +1,5 @@
+import contextlib
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,11 +17,12 @@ def cache(tmp_path):
 
 def test_of_several_at_once_one_fills_the_cache_and_the_others_wait_for_it(cache):
     """Each takes the lock with a descriptor of its own, as a process does."""
-    all_here, filled = threading.Barrier(4), []
+    all_here, two_fill, filled = threading.Barrier(4), threading.Barrier(2), []
 
     def fill(directory):
         directory.mkdir()
-        time.sleep(0.1)  # the others would begin to fill now
+        with contextlib.suppress(threading.BrokenBarrierError):
+            two_fill.wait(0.2)
         (directory / "file").write_text("fetched")
         filled.append(directory)
 
