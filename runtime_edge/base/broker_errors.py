@@ -68,6 +68,11 @@ def reason(exc: Exception) -> str:
     return text
 
 
+def names_setting(exc: Exception) -> bool:
+    """Whether `reason` names a setting or a right: until somebody changes it, asking again does not help."""
+    return reason(exc) != (str(exc) or type(exc).__name__)
+
+
 def is_refusal(exc: Exception) -> bool:
     """Whether a broker has answered that it does not allow something."""
     text = str(exc).lower()

@@ -26,7 +26,15 @@ from nats.js.api import StreamConfig
 from nats.js.client import JetStreamContext
 
 from runtime_edge.base.aio import within
-from runtime_edge.base.broker_errors import BROKER_ERRORS, NO_RIGHT, disconnect, flush, is_refusal, reason
+from runtime_edge.base.broker_errors import (
+    BROKER_ERRORS,
+    NO_RIGHT,
+    disconnect,
+    flush,
+    is_refusal,
+    names_setting,
+    reason,
+)
 from runtime_edge.errors import AccessError, FormatError, LinkError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle
@@ -322,8 +330,9 @@ class Hub:
                     break
                 except (nats.js.errors.APIError, asyncio.TimeoutError) as exc:
                     check_store(exc, config, len(streams), self.url)
-                    # The brokers of a cluster are still finding each other.
-                    if not isinstance(exc, _NOT_YET) or time.monotonic() > deadline:
+                    # The brokers of a cluster are still finding each other, or one alone is busy.
+                    final = not isinstance(exc, _NOT_YET) or (self.client.alone and names_setting(self._cause(exc)))
+                    if final or time.monotonic() > deadline:
                         raise
                     await asyncio.sleep(_AGAIN_S)
 

@@ -6,7 +6,7 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 
-from runtime_edge.base.broker_errors import disconnect, flush, is_refusal, reason
+from runtime_edge.base.broker_errors import disconnect, flush, is_refusal, names_setting, reason
 from runtime_edge.formats.wire import MAX_FRAME_BYTES
 
 
@@ -42,3 +42,9 @@ def test_a_limit_of_the_broker_is_named_by_its_setting(said, setting):
     error = nats.errors.Error(said)
     assert reason(error).endswith(setting)
     assert is_refusal(error)
+    assert names_setting(error)
+
+
+def test_what_goes_by_itself_is_not_due_to_a_setting():
+    for said in (nats.errors.TimeoutError(), nats.errors.Error("nats: stale connection")):
+        assert not names_setting(said)

@@ -129,11 +129,11 @@ def test_a_broker_that_is_full_is_told_to_whoever_comes_next(tmp_path, free_port
     async def work(url):
         said = []
         async with Hub(url, "server"):
-            for _ in range(10):
+            while len(said) < 10 and not any(setting in text for text in said):
                 with pytest.raises(LinkError) as caught:
                     await Hub(url, "status").connect()
                 said.append(str(caught.value))
-        assert any(setting in text for text in said), said
+        assert setting in said[-1], said
 
     with outside_broker(tmp_path, free_port, store) as url:
         create(url)
