@@ -1,9 +1,10 @@
-"""JSON answers, and reading the JSON that a browser sends."""
+"""JSON answers, files of which a browser may ask a part, and reading the JSON that it sends."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable
 from typing import Any
 
@@ -13,6 +14,8 @@ from starlette.responses import Response
 from runtime_edge.errors import SscError, UsageError
 
 MAX_BODY = 1024
+_RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})", re.ASCII | re.IGNORECASE)
+"""One range; as RFC 9110 allows, several are answered with the whole."""
 
 
 def json_answer(body: bytes, status: int = 200) -> Response:
@@ -23,6 +26,29 @@ def json_answer(body: bytes, status: int = 200) -> Response:
 def problem(status: int, words: str) -> Response:
     """An answer that says what went wrong."""
     return json_answer(json.dumps({"error": words}).encode() + b"\n", status)
+
+
+def file_answer(request: Request, body: bytes, media_type: str) -> Response:
+    """An answer with a file, or with the part of it that the request's Range header asks for.
+
+    Safari plays no sound without such parts. `starlette.responses.FileResponse` knows them, but only of files on the
+    disk. The status of a part is 206, and 416 if the file has no such part.
+    """
+    headers = {"Accept-Ranges": "bytes"}
+    asked = _RANGE.fullmatch(request.headers.get("range", "").strip())
+    first, last = asked.groups() if asked is not None else ("", "")
+    wrong = not (first or last) or bool(first and last and int(last) < int(first))
+    if request.method != "GET" or "if-range" in request.headers or wrong:  # no answer has what If-Range compares
+        return Response(body, headers=headers, media_type=media_type)
+    size = len(body)
+    start = int(first) if first else max(0, size - int(last))
+    end = min(size, int(last) + 1) if first and last else size
+    if start >= size:
+        answer = problem(416, f"there are {size} bytes")
+        answer.headers.update({**headers, "Content-Range": f"bytes */{size}"})
+        return answer
+    headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    return Response(body[start:end], 206, headers, media_type)
 
 
 async def read_json(request: Request) -> Any:

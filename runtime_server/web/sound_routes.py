@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from runtime_server.web.page_answers import answered, json_answer, problem, read_json
+from runtime_server.web.page_answers import answered, file_answer, json_answer, problem, read_json
 
 _ASK = (
     'send {"number": an event\'s, "label": "what it was"}, or null as the label to take it back; of an event that '
@@ -43,7 +43,7 @@ def sound_routes(source: SoundSource) -> list[Route]:
 
     async def audio(request: Request) -> Response:
         async def work() -> Response:
-            return Response(await source.audio(request.path_params["number"]), media_type="audio/wav")
+            return file_answer(request, await source.audio(request.path_params["number"]), "audio/wav")
 
         return await answered(work(), 404)
 
