@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,9 +32,9 @@ _PAGE = "proof"
 ENCODERS = ("resnet18", "mobilenet_v3_small")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure and publish."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options; those of other benchmarks are left alone. Ends with exit code 2 and one line for what is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench_lab", description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--encoder", action="append", default=[])
     parser.add_argument("--scenario", action="append", default=[])
@@ -46,10 +47,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--note", action="append", default=[], help="What was not played, and why; stands on the page.")
     parser.add_argument("--thrifty", help="That is to need little energy.")
     given, _ = parser.parse_known_args(arguments)
+    rows = {"--prompt": given.prompt, "--thrifty": given.thrifty}
+    published = [name for name, row in {**rows, "--note": given.note, "--page": given.page != _PAGE}.items() if row]
+    if published and not given.files:
+        parser.error(f"{published[0]}: is about measurements that are published, so give them with --from")
+    if bool(given.prompt) != bool(given.thrifty):
+        parser.error("--prompt and --thrifty: one section compares both, so give both or neither")
+    for name, row in rows.items():
+        if row and not re.fullmatch(r"[^/:]+/[^/:]+:.+", row):
+            parser.error(f"{name} {row}: expected a scenario and a policy with a cut, such as lte/cut:stem/64+exit")
+    return given
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and publish."""
+    given = parse_args(arguments)
     if given.files:
         bench = joined([read_bench(path) for path in given.files])
         publish_bench(bench, given.page, given.note)
-        if given.prompt and given.thrifty:
+        if given.prompt:
             publish(rows_section(bench, given.prompt, given.thrifty))
         return
     if reason := why_not():
