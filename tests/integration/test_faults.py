@@ -58,7 +58,7 @@ def test_kills_of_device_server_and_broker_at_random_moments_lose_nothing(start,
     rng = np.random.default_rng(harness.SEED)
     server = start.server("--no-training")
     server.put_table(harness.always(toy_bundle, "rpi4", "one"))
-    source = harness.write_wav(tmp_path / "audio.wav", 20.0, seed=20)
+    source = harness.write_wav(tmp_path / "audio.wav", 8.0, seed=20)
     state = tmp_path / "pi-1-state"
 
     def start_device(*options):
@@ -106,7 +106,7 @@ def test_kills_of_device_server_and_broker_at_random_moments_lose_nothing(start,
 def test_a_link_that_is_silent_costs_no_window(start, tmp_path, toy_bundle, toy_model, cut_s):
     server = start.server("--no-training")
     server.put_table(harness.always(toy_bundle, "rpi4", "one"))
-    source = harness.write_wav(tmp_path / "audio.wav", cut_s + 10.0, seed=21)
+    source = harness.write_wav(tmp_path / "audio.wav", cut_s + 5.0, seed=21)
     device = start.device(server, "pi-1", source, "--deadline-ms", 300, "--drain-s", 60)
     device.wait_for_results(8)
 
