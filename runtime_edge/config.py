@@ -236,6 +236,9 @@ class DeviceConfig:
     keep_clips_mb: float = setting(
         100.0, "Disk space for these clips, MiB; the oldest are removed first.", ge=1, le=1 << 20
     )
+    lend_clips: bool = setting(
+        False, "Let the server's page fetch a clip when somebody looks at its event; otherwise clips stay here."
+    )
     report: Path | None = setting(
         None, "Write the run's accounting to this file as JSON at its end.", example="report.json"
     )

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,15 +70,16 @@ class ServerProcess:
     """`ssc server run` without training, on one torch thread; `root` and `python` are for another checkout."""
 
     def __init__(
-        self, directory: Path, encoder: Path, bundle: Path, root: Path | None = None, python: Path | None = None
-    ) -> None:
+        self, directory: Path, encoder: Path, bundle: Path, root: Path | None = None, python: Path | None = None,
+        options: Sequence[object] = (),
+    ) -> None:  # fmt: skip
         self.port = free_port()
         self.url, self.log = f"nats://127.0.0.1:{self.port}", directory / "server.log"
         run = ["-m", "runtime_server", encoder, bundle, "--state", directory / "server", "--port", self.port]
         self._root = root
         self._env = {**os.environ, "OMP_NUM_THREADS": "1", **({"PYTHONPATH": str(root)} if root else {})}
         self._command = list(
-            map(str, [python or sys.executable, *run, "--no-training", "--threads", 1, "--max-rate", 10_000])
+            map(str, [python or sys.executable, *run, "--no-training", "--threads", 1, "--max-rate", 10_000, *options])
         )
 
     @contextlib.asynccontextmanager

@@ -126,7 +126,7 @@ class ClipKeeper:
             _LOG.warning(_LOST, sound.label, "the disk does not keep up")
         else:
             samples = joined([(piece.place, piece.samples) for piece in pieces], self._most)
-            writing = asyncio.ensure_future(asyncio.to_thread(self._write, sound, samples))
+            writing = asyncio.ensure_future(asyncio.to_thread(self._write, sound, pieces[0].begins_s, samples))
             self._writing.add(writing)
             writing.add_done_callback(self._writing.discard)
 
@@ -135,12 +135,12 @@ class ClipKeeper:
         """The most samples a clip can have."""
         return int((MAX_CLIP_S + 1.0) * self._rate) + self._window
 
-    def _write(self, sound: _Sound, samples: npt.NDArray[np.int16]) -> None:
+    def _write(self, sound: _Sound, begins_s: float, samples: npt.NDArray[np.int16]) -> None:
         """Write one clip. Runs in a thread."""
         data = io.BytesIO()
         library = soundfile_module()
         with library.SoundFile(data, "w", self._rate, 1, "PCM_16", format="FLAC") as file:
-            file.title = sound.label
+            file.title, file.date = sound.label, recorded_at(begins_s)
             file.write(samples)
         body = data.getbuffer()
         try:
@@ -148,7 +148,7 @@ class ClipKeeper:
                 raise OSError(f"it is larger than keep_clips_mb allows, {len(body)} bytes")
             with self._room:
                 make_room(self._directory, self._limit - len(body))
-                path = self._directory / folder_of(sound.label) / f"{_moment(sound.since)}.flac"
+                path = clip_path(self._directory, sound.label, sound.since)
                 path.parent.mkdir(exist_ok=True)
                 write_atomic(path, bytes(body), 0o600, durable=False)
         except OSError as exc:
@@ -193,5 +193,11 @@ def folder_of(label: str) -> str:
     return f"{start}-{digest}"
 
 
-def _moment(at: float) -> str:
-    return dt.datetime.fromtimestamp(at, dt.timezone.utc).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3] + "Z"
+def clip_path(directory: Path, label: str, since: float) -> Path:
+    """The file of the clip of a label that was first detected at `since`, s since 1970."""
+    return directory / folder_of(label) / f"{recorded_at(since).replace(':', '-')}.flac"
+
+
+def recorded_at(since: float) -> str:
+    """A time in s since 1970 as in a clip's `date` tag, which has that of its first sample: to the millisecond, UTC."""
+    return dt.datetime.fromtimestamp(since, dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

@@ -23,6 +23,7 @@ from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.device.capture import Capture, CapturedWindow
 from runtime_edge.device.clip_keeper import ClipKeeper, clip_keeper
+from runtime_edge.device.clip_lender import lend_clips
 from runtime_edge.device.device_memory import DeviceMemory
 from runtime_edge.device.event_sink import EventSink, end_events
 from runtime_edge.device.pipeline import Pipeline
@@ -231,6 +232,7 @@ class Device:
         """Add the sink that publishes labels going on and off; returns the keeper of clips, if wanted."""
         config, rate, hop = self._config, front_end.sample_rate, front_end.hop_samples
         clips = clip_keeper(config, rate, front_end.window_samples, hop)
+        lend_clips(config, connection)
         if connection is not None or clips is not None:
             self._sinks.append(
                 EventSink(

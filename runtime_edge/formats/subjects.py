@@ -101,6 +101,16 @@ def events(device: str) -> str:
     return f"evt.{device}"
 
 
+def clip_requests(device: str) -> str:
+    """Subject on which a device that lends its clips is asked for them."""
+    return f"{inbox(device)}.clips"
+
+
+def clips(device: str) -> str:
+    """Subject a device publishes pieces of its clips on."""
+    return f"clip.{device}"
+
+
 def filler(device: str) -> str:
     """Subject of filler that measures the link (`transport.bandwidth_probe`). Nobody listens, and nothing is stored."""
     return f"nil.{device}"

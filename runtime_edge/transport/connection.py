@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 import nats.errors
 import numpy as np
+from nats.aio.msg import Msg
 
 from runtime_edge.base.aio import cancel_all, within
 from runtime_edge.base.broker_errors import BROKER_ERRORS, disconnect, flush, reason
@@ -31,7 +33,7 @@ from runtime_edge.formats.credentials import Credentials, explain, named, server
 from runtime_edge.transport import direct_get
 from runtime_edge.transport.fast_client import DirectClient
 from runtime_edge.transport.pending import PendingAnswers
-from runtime_edge.transport.protocol import LateReply, OnAnswer, OnChange, OnStored
+from runtime_edge.transport.protocol import LateReply, OnAnswer, OnChange, OnRequest, OnStored
 
 _LOG = logging.getLogger(__name__)
 FIRST_PAUSE_S = 0.5
@@ -80,7 +82,8 @@ class Connection:
         # Each device tries the brokers in its own random order, which spreads a fleet over them.
         self._servers = servers(url)
         self._random.shuffle(self._servers)
-        self._watches: list[tuple[str, str, OnChange]] = []
+        self._watches: list[Callable[[], Coroutine[None, None, None]]] = []
+        """What to await on every connection."""
         self._watchers: list[asyncio.Task[None]] = []
         self._checking: asyncio.Task[None] | None = None
         self._pending.on_overdue = self._overdue
@@ -138,10 +141,7 @@ class Connection:
         self._keeper = asyncio.create_task(self._keep())
 
     def expect(self, window: int, deadline_s: float, on_answer: OnAnswer) -> None:
-        """Call back with the answer to this window, or None if it does not come in time; call before `send`.
-
-        A later answer goes to the callback of `on_late_reply`.
-        """
+        """See the protocol; call it before `send`."""
         self._pending.expect(window, deadline_s, on_answer)
 
     def on_late_reply(self, late_reply: LateReply) -> None:
@@ -158,13 +158,7 @@ class Connection:
         embedding: bool = True,
         by_answer: bool = False,
     ) -> None:
-        """Publish one frame; call back with the seconds until the broker has stored it, or with why it has not.
-
-        The server answers `window`, the frame's first, and those after it; without `embedding` only if something is
-        wrong, and not at all if `window` is None. With `by_answer` that answer is the acknowledgement: the broker is
-        not asked for one, and the server's own time is not counted. Raises LinkError if it cannot be sent, and then
-        does not call back. If the callback gets an error, it may still have arrived; sending it again is harmless.
-        """
+        """See the protocol: publish one frame, and call back once the broker has stored it."""
         token = "" if window is None else self._pending.name.rpartition(".")[2]
         headers = subjects.envelope(message_id, self.device, token, embedding)
         acknowledgement = self._pending.acknowledgement(timeout_s, on_stored, window, by_answer)
@@ -186,8 +180,7 @@ class Connection:
     async def watch(self, bucket: str, keys: list[str], on_change: OnChange) -> None:
         """Call back with the present and every later value of the keys, across reconnections."""
         for key in keys:
-            self._watches.append((bucket, key, on_change))
-            self._watchers.append(asyncio.create_task(self._watch(bucket, key, on_change)))
+            self._watch_from_now_on(functools.partial(self._watch, bucket, key, on_change))
 
     async def value(self, bucket: str, key: str) -> bytes | None:
         """The present value of a key, or None. Raises LinkError if the broker does not answer."""
@@ -218,6 +211,10 @@ class Connection:
         finally:
             self._fetches -= 1
             self._fetched_at = time.monotonic()
+
+    def on_request(self, subject: str, on_request: OnRequest) -> None:
+        """Call back with what arrives on a subject of this device, across reconnections."""
+        self._watch_from_now_on(functools.partial(self._listen, subject, on_request))
 
     async def put(self, bucket: str, data: bytes) -> None:
         """Store a value under this device's name, best effort: the broker is not asked to acknowledge it."""
@@ -363,11 +360,25 @@ class Connection:
             self._refusals.add(text)
             _LOG.warning("broker %s: %s", self.url, text)
 
+    def _watch_from_now_on(self, watch: Callable[[], Coroutine[None, None, None]]) -> None:
+        self._watches.append(watch)
+        self._watchers.append(asyncio.create_task(watch()))
+
     def _restart_watchers(self) -> None:
-        """Watch all keys again on the new connection; the old watches ended with the old one."""
+        """Watch all keys and await requests again on the new connection; the old watches ended with the old one."""
         for task in self._watchers:
             task.cancel()
-        self._watchers = [asyncio.create_task(self._watch(*watch)) for watch in self._watches]
+        self._watchers = [asyncio.create_task(watch()) for watch in self._watches]
+
+    async def _listen(self, subject: str, on_request: OnRequest) -> None:
+        """Subscribe on the present connection; with the next one this is called again."""
+
+        async def on_message(message: Msg) -> None:
+            await on_request(message.data)
+
+        if self._has_broker:
+            with contextlib.suppress(*BROKER_ERRORS):
+                await self._client.subscribe(subject, cb=on_message)
 
     async def _watch(self, bucket: str, key: str, on_change: OnChange) -> None:
         """Follow one key; if the broker or the bucket is missing, retry with exponential backoff."""

@@ -10,7 +10,7 @@ from runtime_edge.base.traffic.traffic_log import Traffic
 from runtime_edge.errors import FormatError, FrameError, LinkError
 from runtime_edge.formats.wire import Reply, decode_frame, encode_reply
 from runtime_edge.transport.pending import PendingAnswers
-from runtime_edge.transport.protocol import LateReply, OnAnswer, OnChange, OnStored
+from runtime_edge.transport.protocol import LateReply, OnAnswer, OnChange, OnRequest, OnStored
 
 _ROUND_TRIP_S = 0.001
 _STORED = b'{"stream":"ACTIVATIONS"}'
@@ -48,6 +48,8 @@ class InMemoryTransport:
         self._answer, self._device = answer, device
         self._pending = PendingAnswers()
         self._watches: list[tuple[str, str, OnChange]] = []
+        self.requests: dict[str, OnRequest] = {}
+        """What is called with the requests on a subject."""
 
     @property
     def connected(self) -> bool:
@@ -136,6 +138,10 @@ class InMemoryTransport:
         elif self.connected:
             self.published.append((subject, data))
             self.up += len(data)
+
+    def on_request(self, subject: str, on_request: OnRequest) -> None:
+        """See the protocol."""
+        self.requests[subject] = on_request
 
     async def put(self, bucket: str, data: bytes) -> None:
         """See the protocol."""

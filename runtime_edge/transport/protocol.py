@@ -22,6 +22,8 @@ OnStored = Callable[[float | LinkError], None]
 OnChange = Callable[[str, bytes], Awaitable[None]]
 """Called with a key and its value."""
 LateReply = Callable[[Reply], None]
+OnRequest = Callable[[bytes], Awaitable[None]]
+"""Called with the data of a request."""
 
 
 class Transport(Protocol):
@@ -93,6 +95,9 @@ class Transport(Protocol):
 
     async def publish(self, subject: str, data: bytes) -> None:
         """Publish an event, best effort."""
+
+    def on_request(self, subject: str, on_request: OnRequest) -> None:
+        """Call back with what arrives on a subject of this device, across reconnections."""
 
     async def put(self, bucket: str, data: bytes) -> None:
         """Store a value under this device's name, best effort."""

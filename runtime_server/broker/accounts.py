@@ -59,6 +59,7 @@ def _exports() -> list[_Rules]:
     requests = [
         "act.*.*",
         subjects.events("*"),
+        subjects.clips("*"),
         subjects.bucket_subject(subjects.PRESENCE, "*"),
         subjects.bucket_subject(subjects.LEARNT, "*"),
         *(_last(bucket, ">") for bucket in _READABLE),
@@ -83,6 +84,7 @@ def _device(name: str, key: str) -> _Rules:
     ]
     requests = [
         subjects.frames(name),
+        subjects.clips(name),
         subjects.bucket_subject(subjects.PRESENCE, name),
         subjects.bucket_subject(subjects.LEARNT, name),
         *(_last(bucket, key) for bucket, key in readable),

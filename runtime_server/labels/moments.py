@@ -35,9 +35,10 @@ _MAX_AUDIO_S = 12.0
 
 @dataclass(frozen=True)
 class Moment:
-    """Windows of a device that ended between `since` and `until`, by its clock, s since 1970."""
+    """Windows of a device with a label: they ended between `since` and `until`, by its clock, s since 1970."""
 
     device: str
+    label: str
     since: float
     until: float
     told_at: float

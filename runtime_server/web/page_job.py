@@ -13,6 +13,7 @@ from runtime_edge.formats.records.head import Head
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.pushed_heads import pushed_heads
 from runtime_server.labels.corrections import Corrections, corrections_path
+from runtime_server.labels.device_clips import DeviceClips
 from runtime_server.labels.moments import Moment, sent_at
 from runtime_server.labels.sent_windows import SentWindow
 from runtime_server.suffix.generations import Generations
@@ -49,7 +50,13 @@ async def start_page(
 
     corrections = Corrections(corrections_path(state))
     sounds = await asyncio.to_thread(
-        Sounds, lambda: fleet.events, read, info.front_end, lambda: generations.newest.codecs, corrections
+        Sounds,
+        lambda: fleet.events,
+        read,
+        DeviceClips(hub, info.front_end).windows,
+        info.front_end,
+        lambda: generations.newest.codecs,
+        corrections,
     )
     page = PageServer(address, state, PageData(fleet, status, heads, sounds, bundle=info))
     await watch_fleet(hub, fleet)

@@ -1,7 +1,7 @@
 """The page's data on a sound that a device reported: its spectrogram, its audio, and corrections.
 
-Only what devices have sent as audio can be heard, for as long as the broker keeps it; nothing is stored for the page.
-Runs on the server's event loop, and reads one sound at a time.
+What devices have sent as audio can be heard, for as long as the broker keeps it, and clips that devices keep and lend;
+nothing is stored for the page. Runs on the server's event loop, and reads one sound at a time from the broker.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _MAX_KNOWN = 128
 _SAME_S = 2.0
 _MAX_FRAME_BYTES = 1 << 20
 _NO_EVENT = "there is no such event any more; the page shows the last ones only"
-_NOT_SENT = "its device kept it to itself: nothing of it is at the server"
-_ACTIVATIONS = "its device sent activations and no audio"
+_NOT_SENT = "its device kept it to itself, and lends no clip of it (--keep-clips, --lend-clips)"
+_ACTIVATIONS = "its device sent activations, and lends no clip of it (--keep-clips, --lend-clips)"
 
 Read = Callable[[Moment], Awaitable[list[SentWindow]]]
 
@@ -50,6 +50,7 @@ class Sounds:
     Args:
         events: the events that can be asked about, oldest first.
         read: returns what the broker has of a moment.
+        borrow: returns the windows of the clip that a moment's device lends; empty if it lends none.
         front_end: defines the encoder's windows.
         codecs: returns the codecs that decode the waveform.
         corrections: where people's corrections are kept.
@@ -60,18 +61,20 @@ class Sounds:
         self,
         events: Callable[[], Iterable[FleetEvent]],
         read: Read,
+        borrow: Read,
         front_end: FrontEndInfo,
         codecs: Callable[[], FrameCodecs],
         corrections: Corrections,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._events, self._read, self._front_end, self._codecs = events, read, front_end, codecs
+        self._events, self._read, self._borrow, self._front_end, self._codecs = events, read, borrow, front_end, codecs
         self._corrections, self._clock = corrections, clock
         self._said: dict[tuple[str, str, float], dict[str, Any]] = {}
         self._read_at: object = None
         """What the corrections were when they were read."""
         self._look()
         self._pictures: OrderedDict[tuple[str, str, float, float], tuple[float, dict[str, Any]]] = OrderedDict()
+        self._drawing: dict[tuple[str, str, float, float], asyncio.Lock] = {}
         self._one_by_one, self._writing = asyncio.Lock(), asyncio.Lock()
 
     async def look(self) -> None:
@@ -99,30 +102,40 @@ class Sounds:
         event = self._event(number)
         moment = self._so_far(event)
         key = (event.device, event.label, moment.since, moment.until)
-        async with self._one_by_one:
-            made_at, known = self._pictures.get(key, (0.0, None))
-            # While more may arrive, pages that ask at nearly the same time get the same picture.
-            # What is missing may come late, out of its device's spool.
-            lasts_s = math.inf if known and "levels" in known and made_at - event.at > LONGEST_S else _SAME_S
-            if known is not None and 0 <= self._clock() - made_at < lasts_s:
-                return known
-            windows = await self._read(moment)
-            samples, rate = audio_of(windows, self._front_end, self._codecs()), self._front_end.sample_rate
-            found: dict[str, Any] = {"why": _ACTIVATIONS if windows else _NOT_SENT}
-            if len(samples):
-                picture = await asyncio.to_thread(spectrogram, samples, rate)
-                found = {"seconds": round(len(samples) / rate, 3), **picture}
-            self._pictures[key] = self._clock(), found
-            while len(self._pictures) > _MAX_KNOWN:
-                self._pictures.popitem(last=False)
+        async with self._drawing.setdefault(key, asyncio.Lock()):
+            try:
+                made_at, known = self._pictures.get(key, (0.0, None))
+                # While more may arrive, pages that ask at nearly the same time get the same picture.
+                # What is missing may come late, out of its device's spool.
+                lasts_s = math.inf if known and "levels" in known and made_at - event.at > LONGEST_S else _SAME_S
+                if known is not None and 0 <= self._clock() - made_at < lasts_s:
+                    return known
+                found = await self._drawn(moment)
+                self._pictures[key] = self._clock(), found
+                while len(self._pictures) > _MAX_KNOWN:
+                    self._pictures.popitem(last=False)
+            finally:
+                self._drawing.pop(key, None)
         return found
+
+    async def _drawn(self, moment: Moment) -> dict[str, Any]:
+        windows, rate = await self._windows(moment), self._front_end.sample_rate
+        samples = audio_of(windows, self._front_end, self._codecs())
+        if not len(samples):
+            return {"why": _ACTIVATIONS if windows else _NOT_SENT}
+        return {"seconds": round(len(samples) / rate, 3), **await asyncio.to_thread(spectrogram, samples, rate)}
+
+    async def _windows(self, moment: Moment) -> list[SentWindow]:
+        """What was sent of a moment; if there is no audio in it, the clip that its device lends."""
+        async with self._one_by_one:
+            sent = await self._read(moment)
+        return sent if any(window.is_audio for window in sent) else await self._borrow(moment) or sent
 
     async def audio(self, number: int) -> bytes:
         """A WAV file. Raises UsageError if there is no audio, and LinkError."""
         moment = self._so_far(self._event(number))
-        async with self._one_by_one:
-            windows = await self._read(moment)
-            samples = audio_of(windows, self._front_end, self._codecs())
+        windows = await self._windows(moment)
+        samples = audio_of(windows, self._front_end, self._codecs())
         if not len(samples):
             raise UsageError(_ACTIVATIONS if windows else _NOT_SENT)
         return _wav(samples, self._front_end.sample_rate)
@@ -135,12 +148,11 @@ class Sounds:
         if label is None:
             return await self.forget(*sound)
         name = _label(label)
-        async with self._one_by_one:
-            frames = [
-                frame
-                for window in await self._read(moment)
-                if window.whole and moment.has(window.header) and len(frame := window.frame) <= _MAX_FRAME_BYTES
-            ]
+        frames = [
+            frame
+            for window in await self._windows(moment)
+            if window.whole and moment.has(window.header) and len(frame := window.frame) <= _MAX_FRAME_BYTES
+        ]
         if not frames:
             raise UsageError(f"{_NOT_SENT}, so there is nothing to learn from")
         correction = Correction(
@@ -195,7 +207,7 @@ class Sounds:
         until = min(max(other.time or 0.0 for other in same), since + LONGEST_S)
         # Of a long sound whose beginning was missed only the end was reported, that much later.
         told_at = min(other.at - max(0.0, (other.time or 0.0) - until) for other in same)
-        return Moment(event.device, since, until, told_at)
+        return Moment(event.device, event.label, since, until, told_at)
 
     def _of_same_sound(self, event: FleetEvent) -> list[FleetEvent]:
         sound = event.device, event.label, event.since

@@ -148,7 +148,13 @@ class Showroom:
 
         async def start() -> PageServer:
             sounds = Sounds(
-                lambda: self.fleet.events, self._sent, FRONT_END, lambda: CODECS, self.corrections, self.clock
+                lambda: self.fleet.events,
+                self._sent,
+                self._lent,
+                FRONT_END,
+                lambda: CODECS,
+                self.corrections,
+                self.clock,
             )
             data = PageData(self.fleet, self._status, self._heads, sounds)
             return PageServer(WebAddress.parse(web), state, data, **options)
@@ -165,6 +171,9 @@ class Showroom:
     async def _sent(self, moment: Moment) -> list[SentWindow]:
         (label,) = {one.label for one in self.fleet.events if (one.device, one.since) == (moment.device, moment.since)}
         return sent(moment.device, label, moment)
+
+    async def _lent(self, moment: Moment) -> list[SentWindow]:
+        return []
 
     async def _heads(self) -> dict[str, Head]:
         return self.heads

@@ -13,8 +13,11 @@ from runtime_edge.base.broker_errors import flush
 from runtime_edge.errors import LinkError
 from runtime_edge.formats import subjects
 from runtime_edge.formats.credentials import Address
+from runtime_edge.formats.records.clip import PIECE_BYTES, ClipPiece, ClipRequest
 from runtime_edge.formats.wire import Reply, encode_reply
 from runtime_server.broker.hub import Hub
+from runtime_server.labels.device_clips import PIECE_S, DeviceClips
+from runtime_server.labels.moments import Moment
 from runtime_server.releases.rollout_service import request
 
 
@@ -61,6 +64,34 @@ def test_a_device_with_its_own_credentials_does_all_it_needs(guarded):
     assert sorted(seen) == [("_all.rpi4", b"for all"), ("pi-1.rpi4", b"own"), ("rpi4", b"release")]
 
 
+def test_only_the_server_borrows_a_clip_and_where_none_is_lent_it_knows_at_once(guarded):
+    clip = bytes(range(256)) * 100
+
+    async def work():
+        async with guarded.running() as hub, guarded.linked("pi-1") as link, guarded.raw("pi-2") as (client, denied):
+
+            async def asked(data):
+                request = ClipRequest.decode(data)
+                piece = clip[request.offset :][:PIECE_BYTES]
+                answer = ClipPiece(asked=request.asked, offset=request.offset, size=len(clip), data=piece)
+                await link.publish(subjects.clips("pi-1"), answer.encode())
+
+            await client.publish(subjects.clip_requests("pi-1"), b"", reply="_INBOX.pi-2.a")
+            await harness.eventually(lambda: denied)
+            clips = DeviceClips(hub, None)
+            moment = Moment("pi-1", "rain", 5.0, 6.0, 7.0)
+            began = asyncio.get_running_loop().time()
+            assert await clips.fetched(moment) == b""
+            assert asyncio.get_running_loop().time() - began < PIECE_S
+            link.on_request(subjects.clip_requests("pi-1"), asked)
+            await harness.eventually(lambda: clips_equal(clips, moment, clip))
+
+    async def clips_equal(clips, moment, expected):
+        return await clips.fetched(moment) == expected
+
+    asyncio.run(work())
+
+
 def test_a_device_cannot_publish_in_anothers_name_nor_what_is_the_servers(guarded):
     partition = subjects.partition("pi-1")
     forbidden = [
@@ -69,6 +100,8 @@ def test_a_device_cannot_publish_in_anothers_name_nor_what_is_the_servers(guarde
         f"{subjects.frames('pi-2')}.more",
         f"act.{partition}.nobody",
         subjects.events("pi-1"),
+        subjects.clips("pi-1"),
+        subjects.clip_requests("pi-1"),
         "$KV.presence.pi-1",
         "$KV.tables._all.rpi4",
         "$KV.tables.pi-2.rpi4",
@@ -114,7 +147,8 @@ def test_a_device_cannot_publish_in_anothers_name_nor_what_is_the_servers(guarde
 def test_a_device_cannot_listen_to_others(guarded):
     forbidden = [
         ">", "*", "*.>", "_INBOX.>", "_INBOX.*.>", "_INBOX.pi-1.>", "_INBOX.pi-1.*.*", "act.>", subjects.frames("pi-1"),
-        subjects.frames("pi-2"), "evt.>", subjects.events("pi-1"), "$KV.>", "$KV.tables.pi-1.rpi4", "$KV.presence.>",
+        subjects.frames("pi-2"), "evt.>", subjects.events("pi-1"), subjects.clips("pi-1"),
+        "clip.>", subjects.clip_requests("pi-1"), "$KV.>", "$KV.tables.pi-1.rpi4", "$KV.presence.>",
         "news.>", "news.tables.>", "news.tables.*", "news.tables.*.*", "news.tables.*.>", "news.*.pi-2.>",
         "news.tables.pi-1.rpi4", "news.presence.>", "news.heads.pi-1.m2",
         "$O.>", "$JS.>", "$JS.API.>", "$JS.EVENT.>", "$SYS.>", "srv.>",

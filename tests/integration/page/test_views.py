@@ -140,7 +140,7 @@ def test_what_cannot_be_heard_says_why(room, open_page):
     page = open_page(room.page.url)
     shown(page, "events")
     more = opened(page, room, 1)
-    until(lambda: "its device sent activations and no audio" in more.inner_text(), "why it cannot be heard")
+    until(lambda: "its device sent activations, and lends no clip" in more.inner_text(), "why it cannot be heard")
     assert more.locator("audio, canvas").count() == 0
 
 

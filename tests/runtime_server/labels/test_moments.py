@@ -58,7 +58,7 @@ def test_a_frame_that_cannot_be_read_is_passed_over():
 
 
 def test_a_moment_has_the_windows_that_end_in_it():
-    moment = Moment("pi-1", 10.0, 12.0, 0.0)
+    moment = Moment("pi-1", "rain", 10.0, 12.0, 0.0)
 
     def ends(at):
         return SimpleNamespace(capture_ns=int(at * 1e9))
@@ -81,6 +81,6 @@ def test_reading_ends_soon_after_the_moment_and_later_where_a_spool_may_still_br
             yield SentBatch(10, 1000, ends_s, [SentWindow("b0", header, b"")] if has_sent else [])
 
     monkeypatch.setattr(moments, "sent_windows", batches)
-    found = asyncio.run(moments.sent_at(None, Moment("pi-1", 1006.0, 1008.0, 1008.0), FRONT_END))
+    found = asyncio.run(moments.sent_at(None, Moment("pi-1", "rain", 1006.0, 1008.0, 1008.0), FRONT_END))
     assert len(found) == has_sent
     assert len(asked) == read

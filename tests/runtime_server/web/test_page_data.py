@@ -23,7 +23,7 @@ class Made:
         self.clock, self.asked = Clock(), 0
         self.fleet = Fleet(self.clock)
         sounds = Sounds(
-            lambda: self.fleet.events, self._sent, FRONT_END, lambda: CODECS, Corrections(state), self.clock
+            lambda: self.fleet.events, self._sent, self._sent, FRONT_END, lambda: CODECS, Corrections(state), self.clock
         )
         self.data = PageData(self.fleet, self._status, self._heads, sounds, self.clock, bundle)
 

@@ -16,13 +16,18 @@ BEGAN = 500.0
 
 class Room:
     def __init__(self, state):
-        self.clock, self.events, self.read, self.is_late = Clock(), [], [], False
+        self.clock, self.events, self.read, self.is_late, self.lends = Clock(), [], [], False, False
         self.store = Corrections(state)
-        self.sounds = Sounds(lambda: self.events, self._sent, FRONT_END, lambda: CODECS, self.store, self.clock)
+        self.sounds = Sounds(
+            lambda: self.events, self._sent, self._lent, FRONT_END, lambda: CODECS, self.store, self.clock
+        )
 
     async def _sent(self, moment):
         self.read.append(moment)
         return [] if self.is_late else sent(moment.device, "rain", moment)
+
+    async def _lent(self, moment):
+        return sent("pi-0", "rain", moment) if self.lends else []
 
     def told(self, kind, time, device="pi-0", since=BEGAN):
         number = len(self.events) + 1
@@ -55,6 +60,19 @@ def test_what_comes_late_out_of_a_spool_is_seen_then(room):
     assert "kept it to itself" in room.do(room.sounds.picture(number))["why"]
     room.clock.now, room.is_late = room.clock.now + 60, False
     assert room.do(room.sounds.picture(number))["seconds"] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("device", ["pi-1", "pi-2"])
+def test_a_clip_that_a_device_lends_is_seen_heard_and_learnt_from(room, device):
+    """One device sends activations, the other nothing."""
+    number = room.told("off", BEGAN + 2, device)
+    assert "lends no clip" in room.do(room.sounds.picture(number))["why"]
+    room.lends, room.clock.now = True, room.clock.now + 60
+    assert room.do(room.sounds.picture(number))["seconds"] == pytest.approx(3.0)
+    assert room.do(room.sounds.audio(number)).startswith(b"RIFF")
+    room.do(room.sounds.correct(number, "dog"))
+    (kept,) = room.store.read()
+    assert {header.cut for frame in kept.frames for header, _ in decode_frame(frame)} == {0}
 
 
 def test_a_correction_whose_asker_gave_up_is_kept_and_listed(room):
