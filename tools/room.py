@@ -27,23 +27,14 @@ class Room:
 
     def hear(self, waveform: Array, number: int = 0) -> Array:
         """A recording (samples,) float32 as heard by this room's microphone; `number` picks the noise."""
-        echo = self._impulse_response()
+        echo = impulse_response(self.reverberation_s, self.rate, np.random.default_rng(self.seed))
         heard = signal.fftconvolve(waveform, echo)[: waveform.size]
         heard = signal.sosfilt(self._band(), heard)
-        noise = _pink(waveform.size, np.random.default_rng((self.seed, number)))
+        noise = pink_noise(waveform.size, np.random.default_rng((self.seed, number)))
         power = max(float(np.mean(heard**2)), 1e-8)
         noise *= np.sqrt(power / np.mean(noise**2) / 10 ** (self.snr_db / 10))
         louder = 10 ** (self.gain_db / 20)
         return np.clip((heard + noise) * louder, -1.0, 1.0).astype(np.float32)
-
-    def _impulse_response(self) -> npt.NDArray[np.float64]:
-        """Direct sound, then noise that decays exponentially; of unit energy."""
-        rng = np.random.default_rng(self.seed)
-        seconds = np.arange(int(self.reverberation_s * self.rate)) / self.rate
-        response = 0.3 * rng.standard_normal(seconds.size) * 10 ** (-3.0 * seconds / self.reverberation_s)
-        response[0] = 1.0
-        unit: npt.NDArray[np.float64] = response / np.linalg.norm(response)
-        return unit
 
     def _band(self) -> npt.NDArray[np.float64]:
         sections: npt.NDArray[np.float64] = signal.butter(
@@ -52,7 +43,16 @@ class Room:
         return sections
 
 
-def _pink(samples: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+def impulse_response(decay_s: float, rate: int, random: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Direct sound, then noise that decays by 60 dB in `decay_s`; of unit energy."""
+    seconds = np.arange(int(decay_s * rate)) / rate
+    response = 0.3 * random.standard_normal(seconds.size) * 10 ** (-3.0 * seconds / decay_s)
+    response[0] = 1.0
+    unit: npt.NDArray[np.float64] = response / np.linalg.norm(response)
+    return unit
+
+
+def pink_noise(samples: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """Noise whose power falls with 1/f."""
     spectrum = np.fft.rfft(rng.standard_normal(samples))
     spectrum /= np.sqrt(np.maximum(np.arange(spectrum.size), 1))

@@ -1,0 +1,66 @@
+"""An encoder with its head, of which only the normalisation layers can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.records.head import Head
+
+_NORMS = {"batch_norm": (1, 2), "layer_norm": (2, 3), "group_norm": (2, 3), "instance_norm": (1, 2)}
+"""Names of operators, with the places of scale and shift among their arguments."""
+
+
+class Classifier(nn.Module):
+    """Logits of labels from windows.
+
+    Args:
+        encoder: maps (n, samples) to (n, d); its norms keep their statistics.
+        head: its scores are the softmax of these logits, with its temperature.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, encoder: fx.GraphModule, head: Head) -> None:
+        """Raises UsageError for a head whose labels exclude nothing, because their entropy says nothing."""
+        super().__init__()
+        if head.scores_by != "softmax":
+            raise UsageError("head: its scores are not of one label among others; adaptation needs a softmax head")
+        self.encoder = encoder
+        weight = np.frombuffer(head.weights, "<f4").reshape(len(head.labels), -1) / head.temperature
+        self.register_buffer("weight", torch.from_numpy(weight))
+        self.register_buffer("bias", torch.from_numpy(np.frombuffer(head.bias, "<f4") / head.temperature))
+        for parameter in encoder.parameters():
+            parameter.requires_grad_(False)
+        for name in norm_layers(encoder):
+            for part in ("weight", "bias"):
+                encoder.get_parameter(f"{name}.{part}").requires_grad_(True)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Logits (n, labels) of windows (n, samples)."""
+        return self.encoder(windows) @ self.weight.T + self.bias  # type: ignore[no-any-return]
+
+    def adaptable(self) -> dict[str, nn.Parameter]:
+        """The scales and shifts, by name."""
+        return {name: value for name, value in self.encoder.named_parameters() if value.requires_grad}
+
+
+def norm_layers(encoder: fx.GraphModule) -> list[str]:
+    """The normalisation layers with a scale and a shift, in the order in which they run, each once."""
+    return list(dict.fromkeys(_names(encoder)))
+
+
+def _names(encoder: fx.GraphModule) -> Iterator[str]:
+    for node in encoder.graph.nodes:
+        kind = getattr(node.target, "__name__", "").partition(".")[0]
+        if node.op != "call_function" or kind not in _NORMS:
+            continue
+        parts = [node.args[place] for place in _NORMS[kind] if place < len(node.args)]
+        targets = [str(part.target) for part in parts if isinstance(part, fx.Node) and part.op == "get_attr"]
+        if len(targets) == 2 and targets[0].removesuffix(".weight") == targets[1].removesuffix(".bias"):
+            yield targets[0].removesuffix(".weight")

@@ -1,0 +1,17 @@
+"""The methods, by name: the published one that trains a teacher along, and those that it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from runtime_server.adaptation.classifier import Classifier
+from runtime_server.adaptation.methods.cema import Cema
+from runtime_server.adaptation.methods.eata import Eata
+from runtime_server.adaptation.methods.interface import Method
+from runtime_server.adaptation.methods.sar import Sar
+from runtime_server.adaptation.methods.tent import Tent
+
+ALONE: dict[str, Callable[[Classifier], Method]] = {"tent": Tent, "eata": Eata, "sar": Sar}
+"""Methods without a teacher."""
+
+__all__ = ["ALONE", "Cema", "Eata", "Method", "Sar", "Tent"]

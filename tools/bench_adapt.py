@@ -1,0 +1,263 @@
+"""Measures adaptation through normalisation layers: recordings are heard through noise, a room, a lost band, clipping.
+
+    python -m tools.bench_adapt encoder.pt head.json larger.pt --audio recordings/ [--hours 6] [--quick]
+
+`recordings/esc10/labels.csv` and `recordings/speech_commands/labels.csv` name recordings with class and fold; those of
+fold 5 are played once, corrupted (`tools.corruptions`), shuffled or in runs of one class. As on a device, the encoder
+answers each window, and a gate sends those that are neither certain nor hopeless, as Opus at 24 kbit/s. After every 32
+of them the method moves the norms' scales and shifts, and the device runs on with the new ones, rounded to float16 as
+in the file that it would be sent.
+
+Arms: `unadapted`; `cema`, with `larger.pt` (`tools.train_larger`) as its teacher; `tent`, `eata` and `sar` on the same
+windows; `chance`, CEMA with as many windows sent by chance; `everything`, CEMA with all windows sent; `half`, CEMA with
+half of the windows of its gate; `oracle`, the labels of the windows that CEMA's gate sends. Each run adds a line to
+`--kept` and is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from runtime_edge.audio.wire_streams import AudioStreamDecoder, AudioStreamEncoder
+from runtime_edge.formats.manifest import FrontEndInfo
+from runtime_edge.formats.records.actions import ShipThresholds
+from runtime_edge.formats.records.head import Head, entropy, read_head
+from runtime_edge.policy.ship_gate import ShipGate
+from runtime_server.adaptation.classifier import Classifier
+from runtime_server.adaptation.entropies import MAX_ENTROPY, MIN_ENTROPY
+from runtime_server.adaptation.methods import ALONE, Cema, Method
+from runtime_server.adaptation.methods.eata import Eata
+from runtime_server.adaptation.methods.interface import BATCH, LEARNING_RATE, MOMENTUM
+from runtime_server.labels.head_training import fit_head
+from runtime_server.labels.labelled import windows_of
+from runtime_server.suffix.generations import copy_module
+from runtime_server.suffix.larger_encoder import in_batches, whole
+from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
+from tools.corruptions import CORRUPTIONS, SEVERITIES
+from tools.judged_clips import Bools, right_clips, split_clips
+from tools.reference.corpus import GATE_DB
+
+KBPS = 24.0
+WARM_UP = 100
+SEEDS = range(3)
+ORDERS = ("shuffled", "runs")
+EVERYWHERE = ("unadapted", "cema")
+AT_TWO_SEVERITIES = ("tent", "eata", "sar", "chance", "everything", "half", "oracle")
+_A_CLIP, _FISHER = 4, 256
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One stream and what is done about it."""
+
+    kind: str
+    severity: int
+    order: str
+    seed: int
+    arm: str
+
+    def __str__(self) -> str:
+        """The cell as text for people."""
+        return f"{self.kind} {self.severity}, {self.order}, seed {self.seed}, {self.arm}"
+
+
+def cells() -> list[Cell]:
+    """All cells, those with all arms first."""
+    streams = [(kind, order, seed) for seed in SEEDS for order in ORDERS for kind in CORRUPTIONS]
+    both = [Cell(kind, severity, order, seed, arm) for severity in (3, 5) for kind, order, seed in streams
+            for arm in (*EVERYWHERE, *AT_TWO_SEVERITIES)]  # fmt: skip
+    rest = [Cell(kind, severity, order, seed, arm) for severity in SEVERITIES if severity not in (3, 5)
+            for kind, order, seed in streams for arm in EVERYWHERE]  # fmt: skip
+    return both + rest
+
+
+class Oracle:
+    """Cross-entropy on the true labels of what is sent."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+        self._steps = torch.optim.SGD(classifier.adaptable().values(), lr=LEARNING_RATE, momentum=MOMENTUM)
+        self.labels = torch.zeros(0, dtype=torch.int64)
+        """Of the windows of the next update."""
+
+    def update(self, windows: Tensor) -> None:
+        """One step."""
+        self._steps.zero_grad()
+        functional.cross_entropy(self._classifier(windows), self.labels).backward()  # type: ignore[no-untyped-call]
+        self._steps.step()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One run of a stream."""
+
+    right: Bools
+    """(clips,) by the mean scores of a clip's windows, as they were answered."""
+    clean: Bools
+    """(clips,) the same clips without corruption, after the stream."""
+    shipped: float
+    """Share of the windows."""
+    payload: int
+    """Bytes of Opus."""
+    updates: int
+
+
+class AdaptBench:
+    """The encoders, and the recordings of the fold that is judged."""
+
+    def __init__(self, encoder: Path, head: Path, larger: Path, audio: Path, most: int | None = None) -> None:
+        self._encoder, self._head, self._larger = load_encoder(encoder), read_head(head), load_encoder(larger)
+        size = self._encoder.window_samples
+        self._front_end = FrontEndInfo(
+            sample_rate=self._encoder.sample_rate, window_samples=size, hop_samples=size // 2, details={}
+        )
+        judged, known = split_clips(audio)
+        judged = judged[:: -(-len(judged) // most)] if most else judged
+        heard = windows_of([clip for clip, _ in judged], self._front_end, _A_CLIP, GATE_DB)
+        self._windows, self._owners = heard.embeddings, heard.groups
+        self._truth = np.array([self._head.labels.index(clip.labels[0]) for clip, _ in judged])
+        fitted = windows_of(known, self._front_end, 1, GATE_DB)
+        self._known = fitted.embeddings
+        embeddings = in_batches(whole(self._larger.graph), torch.from_numpy(fitted.embeddings)).numpy()
+        self._teacher_head = fit_head(replace(fitted, embeddings=embeddings), self._larger.id, "tools.bench_adapt")
+
+    def run(self, cell: Cell) -> Ran:
+        """Play one cell."""
+        student = _classifier(self._encoder, self._head)
+        places, windows = self._stream(cell)
+        gate, method = self._gate(cell), self._method(cell, student)
+        scores = np.zeros((len(self._windows), len(self._head.labels)))
+        encoder, waiting, payload, shipped, updates = self._wire(), list[tuple[Array, int]](), 0, 0, 0
+        for index, place in enumerate(places):
+            with torch.inference_mode():
+                scores[place] = student(torch.from_numpy(windows[place][None])).softmax(1)[0].numpy()
+            if method is None or not gate(float(entropy(scores[place].astype(np.float32), "softmax"))):
+                continue
+            data = encoder.encode(windows[place], 2 * index, alone=True)
+            decoder = AudioStreamDecoder("opus", *self._timing)
+            waiting.append((decoder.decode(data, 2 * index)[0], int(self._truth[self._owners[place]])))
+            payload, shipped = payload + len(data), shipped + 1
+            if len(waiting) == BATCH:
+                if isinstance(method, Oracle):
+                    method.labels = torch.tensor([label for _, label in waiting])
+                method.update(torch.from_numpy(np.stack([window for window, _ in waiting])))
+                _round(student)
+                waiting, updates = [], updates + 1
+        with torch.inference_mode():
+            parts = torch.from_numpy(self._windows).split(64)
+            clean = torch.cat([student(part).softmax(1) for part in parts]).numpy().astype(np.float64)
+        right, still = (right_clips(one, self._owners, self._truth) for one in (scores, clean))
+        return Ran(right, still, shipped / len(places), payload, updates)
+
+    def _stream(self, cell: Cell) -> tuple[list[int], Array]:
+        """The order of the windows, clip by clip, and the windows as they are heard."""
+        random = np.random.default_rng(cell.seed)
+        clips = random.permutation(np.unique(self._owners))
+        if cell.order == "runs":
+            clips = clips[np.argsort(random.permutation(len(self._head.labels))[self._truth[clips]], kind="stable")]
+        places = [int(place) for clip in clips for place in np.flatnonzero(self._owners == clip)]
+        corrupt = CORRUPTIONS[cell.kind]
+        heard = [corrupt(window, cell.severity, 10_000 * cell.seed + place)
+                 for place, window in enumerate(self._windows)]  # fmt: skip
+        return places, np.stack(heard)
+
+    def _gate(self, cell: Cell) -> Callable[[float], bool]:
+        thresholds = ShipThresholds(min_entropy=MIN_ENTROPY, max_entropy=MAX_ENTROPY, warm_up=WARM_UP, exploration=0.0)
+        gate, random = ShipGate(thresholds, cell.seed), np.random.default_rng(1000 + cell.seed)
+        if cell.arm == "everything":
+            return lambda _: True
+        if cell.arm == "half":
+            return lambda found: gate.ships(found) and bool(random.random() < 0.5)
+        if cell.arm == "chance":
+            share = self.run(replace(cell, arm="cema")).shipped
+            return lambda _: bool(random.random() < share)
+        return gate.ships
+
+    def _method(self, cell: Cell, student: Classifier) -> Method | None:
+        if cell.arm == "unadapted":
+            return None
+        if cell.arm == "oracle":
+            return Oracle(student)
+        if cell.arm not in ALONE:
+            return Cema(student, _classifier(self._larger, self._teacher_head), cell.seed)
+        method = ALONE[cell.arm](student)
+        if isinstance(method, Eata):
+            method.remember(torch.from_numpy(self._known[:: -(-len(self._known) // _FISHER)]))
+        return method
+
+    @property
+    def _timing(self) -> tuple[int, int, int]:
+        front = self._front_end
+        return front.sample_rate, front.window_samples, front.hop_samples
+
+    def _wire(self) -> AudioStreamEncoder:
+        return AudioStreamEncoder("opus", *self._timing, KBPS)
+
+
+def _classifier(encoder: LoadedEncoder, head: Head) -> Classifier:
+    return Classifier(copy_module(encoder.graph.module), head)
+
+
+def _round(classifier: Classifier) -> None:
+    """To float16, as an adaptation is sent."""
+    with torch.no_grad():
+        for value in classifier.adaptable().values():
+            value.copy_(value.half())
+
+
+def kept_runs(path: Path) -> dict[Cell, dict[str, Any]]:
+    """The runs of a file of JSON lines."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return {Cell(**row["cell"]): row for row in rows}
+
+
+def measured(bench: AdaptBench, wanted: Sequence[Cell], kept: Path, hours: float) -> Iterator[str]:
+    """Do the runs that are not kept yet until the hours are over; yields a line for each."""
+    known, until = kept_runs(kept), time.monotonic() + 3600 * hours
+    for cell in wanted:
+        if cell in known or time.monotonic() > until:
+            continue
+        ran = bench.run(cell)
+        told = {"right": ran.right.astype(int).tolist(), "clean": ran.clean.astype(int).tolist()}
+        row = {"cell": asdict(cell), "shipped": ran.shipped, "payload": ran.payload, "updates": ran.updates, **told}
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with kept.open("a") as lines:
+            lines.write(json.dumps(row) + "\n")
+        yield f"{cell}: right {ran.right.mean():.4f}, clean after {ran.clean.mean():.4f}, shipped {ran.shipped:.2f}"
+
+
+def main() -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("encoder", type=Path, help="The device's.")
+    parser.add_argument("head", type=Path)
+    parser.add_argument("larger", type=Path, help="The teacher, as `tools.train_larger` writes it.")
+    parser.add_argument("--audio", type=Path, required=True)
+    parser.add_argument("--hours", type=float, default=6.0)
+    parser.add_argument("--kept", type=Path, default=Path(".cache/adapt.jsonl"), help="Gets the finished runs.")
+    parser.add_argument("--only", help="cells whose text contains this, such as `room 3, shuffled, seed 0`")
+    parser.add_argument("--quick", action="store_true", help="Forty recordings, for a trial.")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    bench = AdaptBench(given.encoder, given.head, given.larger, given.audio, 40 if given.quick else None)
+    wanted = [cell for cell in cells() if given.only is None or given.only in str(cell)]
+    for line in measured(bench, wanted, given.kept, given.hours):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
