@@ -276,7 +276,7 @@ async def _start_device(stage: _Stage, device: DemoDevice, shaper: Shaper) -> Ch
         "--source", str(stage.sources[name][0]), "--loop", "--device", name, "--state", str(work / name),
         "--max-windows", str(stage.recordings.windows(stage.config.seconds)), "--results", str(work / f"{name}.jsonl"),
         "--report", str(work / f"{name}.json"), "--seed", str(stage.config.seed), "-v",
-        *(("--min-cut", "local") if device.alone else ()),
+        *(("--min-cut", "local") if device.alone else ("--keep-clips", str(work / name / "clips"), "--lend-clips")),
         launcher=DEVICE,
     )  # fmt: skip
 
