@@ -22,8 +22,9 @@ from tools.arm.machine import CPU
 
 _PACKAGES = ("?essential", "apt", "passwd", "python3", "sudo")
 _MERGED = ("bin", "lib", "sbin")
-_AUTHORITIES = "etc/ssl/certs/ca-certificates.crt"
-_AS_HERE = ("etc/resolv.conf", "etc/hosts", _AUTHORITIES)
+_DEBIANS, _AUTHORITIES = "etc/ssl/certs/ca-certificates.crt", "etc/authorities.crt"
+"""Whom to trust: apt's file, which a package may write anew, and pip's."""
+_AS_HERE = {name: f"/{name}" for name in ("etc/resolv.conf", "etc/hosts", _DEBIANS)} | {_AUTHORITIES: f"/{_DEBIANS}"}
 """Network and trust: files that are as on this machine now, not as when the system was installed."""
 _KERNEL = (6, 7)
 _ENTER = r"""
@@ -66,9 +67,7 @@ class Userland:
 
         made = cache.cached(f"userland-{suite}", (*_PACKAGES, _FIRST, CPUINFO), fill)
         subprocess.run(["cp", "-a", "--reflink=auto", made, directory], check=True)
-        for name in _AS_HERE:
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(f"/{name}", directory / name)
+        _as_here(directory)
         return cls(directory, qemu)
 
     def run(self, script: str, user: bool = False, network: bool = True, timeout: float = _TIMEOUT_S) -> str:
@@ -122,10 +121,17 @@ def _install(cache: DebianCache, userland: Userland, suite: str) -> None:
         (root / name).touch()
     (root / "etc/cpuinfo").write_text(CPUINFO)
     (root / "etc/apt/sources.list").write_text(f"deb {cache.mirror} {suite} main\n")
-    (root / "etc/pip.conf").write_text(f"[global]\ncert = /{_AUTHORITIES}\n")
+    _as_here(root)
     for name in ("passwd", "group"):  # dpkg's first packages need these
         shutil.copy(root / "usr/share/base-passwd" / f"{name}.master", root / "etc" / name)
     userland.run(_FIRST, timeout=2 * _TIMEOUT_S)
     userland.run("useradd --create-home --shell /bin/bash --groups audio pi")
     (root / "etc/sudoers.d/pi").write_text("pi ALL=(ALL) NOPASSWD: ALL\n")
     shutil.rmtree(root / "packages")
+
+
+def _as_here(root: Path) -> None:
+    for name, here in _AS_HERE.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(here, root / name)
+    (root / "etc/pip.conf").write_text(f"[global]\ncert = /{_AUTHORITIES}\n")
