@@ -54,11 +54,11 @@ class DeviceClips:
         while len(self._busy) > _MAX_DEVICES:
             self._busy.popitem(last=False)
         async with busy:
-            if key not in self._known and (clip := await self.fetched(moment)):
-                self._known[key] = clip
-                while len(self._known) > _MAX_REMEMBERED:
-                    self._known.popitem(last=False)
-        clip = self._known.get(key, b"")
+            clip = self._known.get(key) or await self.fetched(moment)
+        if clip:
+            self._known[key] = clip
+            while len(self._known) > _MAX_REMEMBERED:
+                self._known.popitem(last=False)
         return await asyncio.to_thread(windows_of_clip, clip, self._front_end) if clip else []
 
     async def fetched(self, moment: Moment) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ctypes.util
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ SAME_BYTES = (
     "dead_letters.json",
     "results/*",
 )
+SEAL = re.compile(rb'((?:signature|digest)\\*":\s?\\*")[^"]*?(?=\\*")')
 
 
 def test_there_are_golden_files() -> None:
@@ -117,9 +119,25 @@ def test_todays_code_writes_the_same_bytes(tmp_path: Path) -> None:
         paths = sorted(known.glob(pattern))
         assert paths, pattern
         for path in paths:
-            # A bundle's own digest is another one where its tools or processor are others (test_bundles.py).
-            found = (tmp_path / "today" / path.relative_to(known)).read_bytes().replace(mine, theirs)
-            assert found == path.read_bytes(), path.name
+            found, expected = (tmp_path / "today" / path.relative_to(known)).read_bytes(), path.read_bytes()
+            if mine != theirs:
+                # A bundle's own digest is another one where its tools or processor are others (test_bundles.py), and
+                # with it the signature of what names it.
+                found, expected = unsealed(found.replace(mine, theirs)), unsealed(expected)
+            assert found == expected, path.name
+
+
+def unsealed(data: bytes) -> bytes:
+    """JSON, also within JSON, with empty signatures and digests."""
+    return SEAL.sub(rb"\1", data)
+
+
+def test_only_signatures_and_digests_are_left_out() -> None:
+    inner = json.dumps({"manifest": "sha256:1", "signature": "untrusted: a\nRUT+/==\ntrusted: b\n"})
+    outer = json.dumps({"record": inner, "signature": "untrusted: c\nRUQ==\n", "number": 3})
+    left = json.loads(unsealed(outer.encode()))
+    assert json.loads(left["record"]) == {"manifest": "sha256:1", "signature": ""}
+    assert (left["signature"], left["number"]) == ("", 3)
 
 
 @pytest.mark.integration
