@@ -38,8 +38,8 @@ from runtime_edge.policy.ship_gate import ShipGate
 from runtime_server.adaptation.classifier import Classifier
 from runtime_server.adaptation.entropies import MAX_ENTROPY, MIN_ENTROPY
 from runtime_server.adaptation.methods import ALONE, Cema, Method
+from runtime_server.adaptation.methods.adaptation_method import BATCH, LEARNING_RATE, MOMENTUM
 from runtime_server.adaptation.methods.eata import Eata
-from runtime_server.adaptation.methods.interface import BATCH, LEARNING_RATE, MOMENTUM
 from runtime_server.labels.head_training import fit_head
 from runtime_server.labels.labelled import windows_of
 from runtime_server.suffix.generations import copy_module

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from runtime_server.adaptation.classifier import Classifier
+from runtime_server.adaptation.methods.adaptation_method import Method
 from runtime_server.adaptation.methods.cema import Cema
 from runtime_server.adaptation.methods.eata import Eata
-from runtime_server.adaptation.methods.interface import Method
 from runtime_server.adaptation.methods.sar import Sar
 from runtime_server.adaptation.methods.tent import Tent
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from runtime_server.adaptation.classifier import Classifier
 from runtime_server.adaptation.entropies import entropies, reliability
-from runtime_server.adaptation.methods.interface import BATCH, LEARNING_RATE, MOMENTUM
+from runtime_server.adaptation.methods.adaptation_method import BATCH, LEARNING_RATE, MOMENTUM
 
 TEACHER_LEARNING_RATE = 2.5e-4
 REPLAYED = 3 * BATCH

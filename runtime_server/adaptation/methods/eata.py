@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from runtime_server.adaptation.classifier import Classifier
 from runtime_server.adaptation.entropies import entropies, most, reliability
-from runtime_server.adaptation.methods.interface import LEARNING_RATE, MOMENTUM
+from runtime_server.adaptation.methods.adaptation_method import LEARNING_RATE, MOMENTUM
 
 MAX_COSINE = 0.05
 """A window whose scores are more like the moving mean of all scores is redundant."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from runtime_server.adaptation.classifier import Classifier
 from runtime_server.adaptation.entropies import entropies, most
-from runtime_server.adaptation.methods.interface import LEARNING_RATE, MOMENTUM
+from runtime_server.adaptation.methods.adaptation_method import LEARNING_RATE, MOMENTUM
 
 RADIUS = 0.05
 """How far the parameters are moved up the slope before the step is computed."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from runtime_server.adaptation.classifier import Classifier
 from runtime_server.adaptation.entropies import entropies
-from runtime_server.adaptation.methods.interface import LEARNING_RATE, MOMENTUM
+from runtime_server.adaptation.methods.adaptation_method import LEARNING_RATE, MOMENTUM
 
 
 class Tent:
