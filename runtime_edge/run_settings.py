@@ -57,6 +57,7 @@ class RunSettings(TypedDict, total=False):
     event_rules: Sequence[str]
     keep_clips: str | PathLike[str] | None
     keep_clips_mb: float
+    lend_clips: bool
     report: str | PathLike[str] | None
     metrics_port: int | None
     log_level: Literal["debug", "info", "warning", "error"]
