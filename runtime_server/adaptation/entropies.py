@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-MAX_ENTROPY, MIN_ENTROPY = 0.4, 0.02
-"""Of a window that is sent, as shares of `ln labels` (CEMA, and EATA before it)."""
+from runtime_edge.formats.records.actions import ShipThresholds
+
+MAX_ENTROPY = ShipThresholds().max_entropy
+"""Of a reliable window, as a share of `ln labels` (CEMA, and EATA before it)."""
 
 
 def entropies(logits: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.records.clip import ClipPiece, ClipRequest
 from runtime_edge.formats.wire import NO_MODEL, WIRE_ENCODINGS, FrameHeader
 from runtime_server.broker.hub import Hub
-from runtime_server.labels.moments import Moment
+from runtime_server.labels.moments import MAX_AUDIO_S, Moment
 from runtime_server.labels.sent_windows import SentWindow
 
 PIECE_S, _CLIP_S = 5.0, 60.0
@@ -33,7 +33,6 @@ PIECE_S, _CLIP_S = 5.0, 60.0
 _MAX_REMEMBERED = 8
 """Fetched clips that are remembered: a page asks for the picture first and for the audio next."""
 _MAX_DEVICES = 256
-_MAX_CLIP_S = 12.0
 _UNREAD = 4
 _PCM16 = WIRE_ENCODINGS.index("pcm16")
 
@@ -135,6 +134,6 @@ def _read(clip: bytes, rate: int) -> tuple[npt.NDArray[np.int16], float]:
             if (file.format, file.samplerate, file.channels) != ("FLAC", rate, 1):
                 return nothing, 0.0
             began = dt.datetime.fromisoformat(file.date.replace("Z", "+00:00")).timestamp()
-            return file.read(int(_MAX_CLIP_S * rate), dtype="int16"), began
+            return file.read(int(MAX_AUDIO_S * rate), dtype="int16"), began
     except (library.LibsndfileError, ValueError, OverflowError):
         return nothing, 0.0

@@ -29,7 +29,7 @@ _MAX_MESSAGES, _MAX_BYTES = 4096, 64 << 20
 _LATE_S = 60.0
 """If nothing is found, windows this much later end the search, s."""
 _FETCH = 16
-_MAX_AUDIO_S = 12.0
+MAX_AUDIO_S = 12.0
 """The longest audio of a moment, not counting its first window."""
 
 
@@ -80,4 +80,4 @@ def audio_of(windows: Sequence[SentWindow], front_end: FrontEndInfo, codecs: Fra
             samples = codecs.decode(window.header, window.payload)[0][-(window.known or front_end.window_samples) :]
             place = window.header.window * front_end.hop_samples + front_end.window_samples - len(samples)
             pieces.append((place, to_pcm(samples)))
-    return joined(pieces, int(_MAX_AUDIO_S * front_end.sample_rate) + front_end.window_samples)
+    return joined(pieces, int(MAX_AUDIO_S * front_end.sample_rate) + front_end.window_samples)

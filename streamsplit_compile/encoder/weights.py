@@ -223,7 +223,7 @@ def is_zip(path: Path) -> bool:
 
 
 def entry_names(path: Path) -> list[str]:
-    """The names in a zip archive. Raises ValueError if it is damaged."""
+    """The names in a zip archive. Raises ValueError if it is damaged or cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,30 +17,39 @@ MAX_COSINE = 0.05
 _MEAN_KEEPS = 0.9
 
 
+def importance(classifier: Classifier, windows: Tensor) -> dict[str, Tensor]:
+    """How much each parameter matters for clean windows (n, samples): the diagonal of the Fisher matrix, for the labels
+    that the classifier gives them itself.
+    """
+    parameters = classifier.adaptable()
+    found = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    for window in windows:
+        logits = classifier(window[None])
+        loss = functional.cross_entropy(logits, logits.argmax(1))
+        for name, slope in zip(found, torch.autograd.grad(loss, [*parameters.values()]), strict=True):
+            found[name] += slope**2 / len(windows)
+    return found
+
+
 class Eata:
-    """`mean(exp(E_max - H) H)` over the windows that pass both filters; the published penalty on forgetting needs
-    labelled-free Fisher information of clean windows, which `remember` computes.
+    """`mean(exp(E_max - H) H)` over the windows that pass both filters, and a penalty on forgetting.
+
+    `matters` is the `importance` of the parameters for clean windows; without it nothing holds them.
     """
 
     PENALTY = 2000.0
 
-    def __init__(self, classifier: Classifier, learning_rate: float = LEARNING_RATE) -> None:
-        self._classifier = classifier
+    def __init__(
+        self,
+        classifier: Classifier,
+        learning_rate: float = LEARNING_RATE,
+        matters: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._classifier, self._matters = classifier, matters or {}
         self._parameters = classifier.adaptable()
         self._optimiser = torch.optim.SGD(self._parameters.values(), lr=learning_rate, momentum=MOMENTUM)
         self._mean: Tensor | None = None
         self._begun = {name: value.detach().clone() for name, value in self._parameters.items()}
-        self._importance: dict[str, Tensor] = {}
-
-    def remember(self, windows: Tensor) -> None:
-        """Find how much each parameter matters for clean windows (n, samples): the diagonal of the Fisher matrix."""
-        found = {name: torch.zeros_like(value) for name, value in self._parameters.items()}
-        for window in windows:
-            logits = self._classifier(window[None])
-            loss = functional.cross_entropy(logits, logits.argmax(1))
-            for name, slope in zip(found, torch.autograd.grad(loss, [*self._parameters.values()]), strict=True):
-                found[name] += slope**2 / len(windows)
-        self._importance = found
 
     def update(self, windows: Tensor) -> None:
         """See the interface; nothing changes if no window passes."""
@@ -53,8 +64,8 @@ class Eata:
         mean = scores[chosen].mean(0)
         self._mean = mean if self._mean is None else _MEAN_KEEPS * self._mean + (1 - _MEAN_KEEPS) * mean
         loss = (reliability(entropy, labels) * entropy)[chosen].mean()
-        for name, importance in self._importance.items():
-            loss = loss + self.PENALTY * (importance * (self._parameters[name] - self._begun[name]) ** 2).sum()
+        for name, matters in self._matters.items():
+            loss = loss + self.PENALTY * (matters * (self._parameters[name] - self._begun[name]) ** 2).sum()
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()

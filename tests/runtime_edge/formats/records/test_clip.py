@@ -1,5 +1,3 @@
-import contextlib
-
 import msgspec
 import pytest
 from hypothesis import given
@@ -31,8 +29,12 @@ def test_a_piece_of_another_length_is_refused(change):
         ClipPiece.decode(msgspec.msgpack.encode(piece | change))
 
 
-@given(st.binary(max_size=200))
-def test_anything_else_is_one_error(data):
+OBJECTS = st.dictionaries(st.text(), st.integers(-9, 9) | st.text(), max_size=5)
+
+
+@given(st.binary(max_size=200) | OBJECTS.map(msgspec.msgpack.encode))
+def test_anything_else_is_one_error_of_one_line(data):
     for kind in (ClipRequest, ClipPiece):
-        with contextlib.suppress(FormatError):
+        with pytest.raises(FormatError) as caught:
             kind.decode(data)
+        assert "\n" not in str(caught.value)

@@ -4,6 +4,7 @@ import torch
 from runtime_server.adaptation.entropies import entropies
 from runtime_server.adaptation.methods import Eata
 from runtime_server.adaptation.methods import eata as eata_module
+from runtime_server.adaptation.methods.eata import importance
 
 
 def test_eata_takes_no_more_of_what_it_has_just_seen(classifier, windows):
@@ -22,9 +23,8 @@ def test_eata_forgets_less_with_its_penalty(classifier, windows, monkeypatch):
 
     def moved(remembers):
         changed, begun = classifier(), classifier()
-        method = Eata(changed, learning_rate=1e-4)
-        if remembers:
-            method.remember(windows)
+        matters = importance(changed, windows) if remembers else None
+        method = Eata(changed, learning_rate=1e-4, matters=matters)
         for part in windows.split(4):
             method.update(part)
         with torch.no_grad():
