@@ -122,8 +122,9 @@ def _bytes(summary: dict[str, Any]) -> str:
         f"audio as 16-bit PCM. Opus is reckoned at {OPUS_KBITS} kbit/s; a server that gets it hears the audio. "
         f"<code>pi-alone</code> is what staying on the device takes: events, reports and updates.</p>"
         + _table(head, rows)
-        + '<p class="note">All that is sent and received includes the broker\'s protocol, reports, events, and the '
-        "first bundle and later ones (updates), which weigh most in so short a time.</p>"
+        + '<p class="note">All that is sent and received includes the broker\'s protocol, reports, events, clips that '
+        "somebody heard on the page, and the first bundle and later ones (updates), which weigh most in so short a time."
+        "</p>"
     )
 
 
