@@ -123,8 +123,8 @@ def _bytes(summary: dict[str, Any]) -> str:
         f"<code>pi-alone</code> is what staying on the device takes: events, reports and updates.</p>"
         + _table(head, rows)
         + '<p class="note">All that is sent and received includes the broker\'s protocol, reports, events, clips that '
-        "somebody heard on the page, and the first bundle and later ones (updates), which weigh most in so short a time."
-        "</p>"
+        "somebody heard on the page, and the first bundle and later ones (updates), which weigh most in so short a "
+        "time.</p>"
     )
 
 
