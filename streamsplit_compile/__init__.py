@@ -44,6 +44,7 @@ def compile(  # noqa: A001
     seed: int = 0,
     generation: int = 1,
     keep_norms: bool = False,
+    adaptable: bool = False,
     key: str | PathLike[str] | None = None,
     factory: str | None = None,
     sample_rate: int | None = None,
@@ -68,7 +69,7 @@ def compile(  # noqa: A001
     return compile_bundle(
         encoder, out, targets, formats, precisions, calibrate, bottlenecks, profile, key, progress,
         loading=(factory, sample_rate, front_end, unsafe_load), cuts=cuts, windows=windows, link=link, seed=seed,
-        generation=generation, keep_norms=keep_norms,
+        generation=generation, keep_norms=keep_norms, adaptable=adaptable,
     )  # fmt: skip
 
 

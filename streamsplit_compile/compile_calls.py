@@ -63,6 +63,7 @@ def compile_bundle(
     seed: int,
     generation: int,
     keep_norms: bool,
+    adaptable: bool,
 ) -> Bundle:
     """See `streamsplit_compile.compile`."""
     if bottlenecks and calibrate is None:
@@ -80,6 +81,7 @@ def compile_bundle(
         formats=_choices(formats, FORMATS, "formats"),
         precisions=_choices(precisions, PRECISIONS, "precisions"),
         keep_norms=keep_norms,
+        adaptable=adaptable,
         bottleneck_steps=TRAINING_STEPS if bottlenecks else 0,
         link=link,
         measured=_profile(profile),

@@ -27,8 +27,8 @@ SIGNATURES = {
     "streamsplit_compile.advise": "(bundle, targets=None, link='wifi', profile=None)",
     "streamsplit_compile.compile": "(encoder, out, *, targets=('rpi4', 'm2'), cuts='auto', formats=('onnx',), "
     "precisions=('fp32',), calibrate=None, windows=16, bottlenecks=False, link='wifi', profile=None, seed=0, "
-    "generation=1, keep_norms=False, key=None, factory=None, sample_rate=None, front_end=None, unsafe_load=False, "
-    "progress=None)",
+    "generation=1, keep_norms=False, adaptable=False, key=None, factory=None, sample_rate=None, front_end=None, "
+    "unsafe_load=False, progress=None)",
 }
 MODULES = ["PRESETS", "Encoder", "FrontEnd", "GlobalAveragePool", "GlobalMaxPool", "LogMel", "Normalize", "Waveform",
            "input_norm"]  # fmt: skip

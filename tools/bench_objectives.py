@@ -12,7 +12,7 @@ Every run is a separate process on one core and adds a line to `--kept`, after w
 starts after `--hours`, and the runs that have bounds come first. Use parallel runs (`--jobs`) only with a target's
 watts, which count each process's own seconds; a counter of the whole machine would add them up. `--publish` adds the
 lines to docs/energy-runs.jsonl, whose runs also count as measured, so that the study may be done in parts, and makes
-docs/energy.md from all of them. Without recordings nothing is measured.
+docs/energy.md from all of them. Compiled encoders are kept beside `--kept`. Without recordings nothing is measured.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ from tools.benchmarks import DOCS, machine, publish
 from tools.clip_probe import probe_clips
 from tools.energy_page import section, write_page
 from tools.esc10 import load_clips
-from tools.sparse_training import HELD_OUT_FOLD, Stage, TrainingRun, stage, train
+from tools.sparse_training import HELD_OUT_FOLD, Stage, TrainingRun, compiled, stage, train
 from tools.training_energy import with_idle_power
 
 DATA = "speech_commands"
@@ -122,14 +123,23 @@ class KeptRuns:
             lines.writelines(json.dumps(run) + "\n" for run in runs)
 
 
-def staged(encoder: str, seed: int, audio: Path, work: Path, most: int | None) -> Stage:
-    """An encoder with random weights, and the recordings: at most `most` of each class and fold."""
-    clips = load_clips(audio, DATA, SAMPLE_RATE)
-    clips = clips if most is None else clips.at_most(most)
+def staged(encoder: str, seed: int, given: argparse.Namespace) -> Stage:
+    """The recordings, and an encoder with random weights, which is compiled once for all its runs."""
+    clips = load_clips(given.audio, DATA, SAMPLE_RATE)
     name, config = ENCODERS[encoder]
     config = {**config, "seed": seed}
-    save_checkpoint(name, config, new_encoder(name, config)[0], work / "encoder.pt", untrained=True)
-    return stage(load_encoder(work / "encoder.pt"), clips, audio / DATA, work)
+    kept = given.kept.parent / "compiled" / f"{encoder}, seed {seed}"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=kept.parent) as work:
+            making = Path(work) / "made"
+            making.mkdir()
+            save_checkpoint(name, config, new_encoder(name, config)[0], making / "encoder.pt", untrained=True)
+            compiled(load_encoder(making / "encoder.pt"), given.audio / DATA, making)
+            with suppress(OSError):  # a run beside this one was faster
+                making.rename(kept)
+    clips = clips.at_most(8) if given.quick else clips
+    return stage(load_encoder(kept / "encoder.pt"), clips, given.audio / DATA, kept)
 
 
 def measured(arm: Arm, given: argparse.Namespace) -> dict[str, Any]:
@@ -139,24 +149,23 @@ def measured(arm: Arm, given: argparse.Namespace) -> dict[str, Any]:
     if source is None:
         raise UsageError(f"--meter {given.meter}: nothing counts joules here; name a target, such as rpi4")
     energy, points = StepEnergy(with_idle_power(source)), []
-    with tempfile.TemporaryDirectory() as work:
-        heard = staged(arm.encoder, arm.seed, given.audio, Path(work), 8 if given.quick else None)
+    heard = staged(arm.encoder, arm.seed, given)
 
-        def note(model: Any) -> None:
-            points.append({**asked(heard, model), **energy.use.told()})
+    def note(model: Any) -> None:
+        points.append({**asked(heard, model), **energy.use.told()})
 
-        note(heard.start)
-        run = TrainingRun(
-            objective=arm.objective,
-            kept_share=arm.share,
-            passes=1 if given.quick else PASSES,
-            steps_per_chunk=1 if given.quick else STEPS * LARGE // arm.batch,
-            batch=arm.batch,
-            learning_rate=1e-3,
-            pause=NEARBY,
-            seed=arm.seed,
-        )
-        train(heard, run, energy.step, note)
+    note(heard.start)
+    run = TrainingRun(
+        objective=arm.objective,
+        kept_share=arm.share,
+        passes=1 if given.quick else PASSES,
+        steps_per_chunk=1 if given.quick else STEPS * LARGE // arm.batch,
+        batch=arm.batch,
+        learning_rate=1e-3,
+        pause=NEARBY,
+        seed=arm.seed,
+    )
+    train(heard, run, energy.step, note)
     memory = {"bytes": peak_memory_bytes(), "source": PEAK_MEMORY}
     asked_of = int((heard.clips.folds == HELD_OUT_FOLD).sum())
     return {**asdict(arm), "asked_of": asked_of, "points": points, "peak_memory": memory, "machine": machine()}
@@ -183,7 +192,8 @@ def measure_all(
         if clock() - began >= given.hours * 3600:
             return
         command = [sys.executable, "-m", "tools.bench_objectives", "--arm", json.dumps(asdict(arm))]
-        command += ["--audio", str(given.audio), "--meter", given.meter, *(["--quick"] if given.quick else [])]
+        command += ["--audio", str(given.audio), "--meter", given.meter, "--kept", str(given.kept)]
+        command += ["--quick"] if given.quick else []
         line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
         run = json.loads(line)
         with one_by_one:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_server.suffix.generations import CutModel, cut_model
 from runtime_server.training.augment import AugmentConfig
@@ -122,10 +122,16 @@ class Stage:
         return probe(self.embedded(model), self.clips.labels, self.clips.folds, HELD_OUT_FOLD)
 
 
-def stage(encoder: LoadedEncoder, clips: Clips, calibrate: Path, work: Path) -> Stage:
-    """Compile the encoder below `work`, and run the blocks that never change."""
+def compiled(encoder: LoadedEncoder, calibrate: Path, work: Path) -> Bundle:
+    """The encoder compiled below `work` with early, middle and late cuts, unless it is there already."""
     options = CompileOptions(targets=[load_target("rpi4")], calibrate=calibrate, cuts=CUTS)
-    bundle = compile_encoder(encoder, options, work / "bundle")
+    made = work / "bundle"
+    return open_bundle(made) if made.exists() else compile_encoder(encoder, options, made)
+
+
+def stage(encoder: LoadedEncoder, clips: Clips, calibrate: Path, work: Path) -> Stage:
+    """Run the blocks that never change, of an encoder that is compiled below `work`."""
+    bundle = compiled(encoder, calibrate, work)
     model = cut_model(encoder.graph, bundle, encoder.tensors)
     first = first_trainable(model.segments)
     fronts = []

@@ -48,6 +48,7 @@ from runtime_edge.transport.frame_store import FrameStore
 from runtime_edge.transport.privacy import drop_below_floor
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.transport.spool.spool import Spool
+from runtime_edge.updates.adaptation_updater import AdaptationUpdater
 from runtime_edge.updates.bundle_store import has_bundle
 from runtime_edge.updates.first_bundle import start_updater
 from runtime_edge.updates.head_updater import HeadUpdater
@@ -215,6 +216,7 @@ class Device:
         if connection is not None:
             connection.on_late_reply(pipeline.late_reply)
         await updater.follow(pipeline.apply_updates)
+        await AdaptationUpdater(config, connection, updater).follow()
         metrics = self._metrics(closing)
         namesakes = None if connection is None else NamesakeWatch(connection, config.device, boot)
         reporter = Reporter(

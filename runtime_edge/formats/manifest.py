@@ -1,8 +1,8 @@
 """The bundle's manifest: what is in it, where it was cut, what each part costs.
 
 `manifest.json` is an ONNX Runtime model package (schema 1.0, layout "portable"): components are blocks, variants
-are `<format>-<precision>`. What this project adds is under `additional_metadata["ssc"]` and
-`executor_info["ssc"]`. Unknown fields are refused everywhere, and `decode(encode(m)) == m`.
+are `<format>-<precision>`. What this project adds is under `additional_metadata["ssc"]` and `executor_info["ssc"]`.
+Unknown fields are refused everywhere, and `decode(encode(m)) == m`.
 """
 
 from __future__ import annotations
@@ -223,6 +223,8 @@ class BundleInfo(Part, frozen=True, kw_only=True):
     """By variant; empty if these weights were never compared with their encoder."""
     keep_norms: bool = False
     """Whether normalisation layers were left unfolded."""
+    adaptable: bool = False
+    """Whether ONNX files say where these layers are."""
     bottlenecks: Annotated[tuple[BottleneckInfo, ...], Meta(max_length=4096)] = ()
     """In the order of their cuts; at most one per cut."""
     exits: Annotated[tuple[ExitInfo, ...], Meta(max_length=4096)] = ()
@@ -381,8 +383,7 @@ def check_consistent(manifest: Manifest, source: str) -> None:
         raise BundleError(f"{source}: server_block_ms needs one number for each block")
     _array(info.self_test.embedding, "<f4", info.encoder.embedding_dim, f"{source}: self_test.embedding")
     for name, expected in info.self_test.variants.items():
-        field = f"{source}: self_test.variants.{name}.embedding"
-        _array(expected.embedding, "<f4", info.encoder.embedding_dim, field)
+        _array(expected.embedding, "<f4", info.encoder.embedding_dim, f"{source}: self_test.variants.{name}.embedding")
     for name, parity in info.parity.items():
         if len(parity.cuts) != len(info.cuts) or any("float32" not in cut.wire for cut in parity.cuts):
             raise BundleError(f"{source}: parity.{name}.cuts needs one entry for each cut, float32 in its wire")

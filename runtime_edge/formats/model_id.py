@@ -26,4 +26,9 @@ def model_digest(manifest: Manifest) -> str:
 
 def model_number(manifest: Manifest) -> int:
     """The first 8 bytes of `model_digest`, big-endian, which every frame carries."""
-    return int(model_digest(manifest)[7:23], 16) or 1
+    return digest_number(model_digest(manifest))
+
+
+def digest_number(digest: str) -> int:
+    """The first 8 bytes of `sha256:<hex>`, big-endian; never 0, which stands for no model."""
+    return int(digest[7:23], 16) or 1

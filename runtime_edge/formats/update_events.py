@@ -20,6 +20,8 @@ UpdateKind = Literal[
     "rolled_back",
     "table_refused",
     "head_refused",
+    "adapted",
+    "adaptation_refused",
 ]
 
 
@@ -58,6 +60,8 @@ _FIELDS: Final[dict[UpdateKind, tuple[frozenset[str], ...]]] = {
     "rolled_back": (_REASON | _BUNDLE,),
     "table_refused": (_REASON,),
     "head_refused": (_REASON,),
+    "adapted": (frozenset({"digest"}),),
+    "adaptation_refused": (_REASON,),
 }
 """The fields of each kind, besides `event`, `version` and `device`."""
 

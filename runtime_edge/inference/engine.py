@@ -15,6 +15,7 @@ from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.codec import CutCodec
 from runtime_edge.formats.model_id import model_number
+from runtime_edge.formats.records.adaptation import Adaptation
 from runtime_edge.formats.wire import encode_frame
 from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.cut_assets.loaded import CutAssets
@@ -71,11 +72,12 @@ class Engine:
         memory_limit_mb: float | None = None,
         previous: Engine | None = None,
         stream: AudioStreamEncoder | None = None,
+        adaptation: Adaptation | None = None,
     ) -> None:
         """Raises BundleError, BackendError, or UsageError for an encoding that the cuts do not have.
 
         With `previous`, an engine used by the same thread, unchanged blocks are not loaded again. With `stream` the
-        waveform is shipped as a stream: only what is new in each window.
+        waveform is shipped as a stream: only what is new in each window. An `adaptation` must fit the bundle.
         """
         if encoding not in ACTIVATION_ENCODINGS:
             raise UsageError(f"encoding {encoding!r}: expected one of {', '.join(ACTIVATION_ENCODINGS)}")
@@ -83,9 +85,10 @@ class Engine:
         self.cuts = bundle.manifest.info.cuts
         self.cut_names = [cut.name for cut in self.cuts]
         self.generation = bundle.manifest.info.generation
-        self._model = model_number(bundle.manifest)
+        self._model = model_number(bundle.manifest) if adaptation is None else adaptation.number
+        before = None if previous is None else previous.prefix
         self.prefix: Prefix = Prefix(
-            bundle, variant, options, memory_limit_mb, None if previous is None else previous.prefix, native=True
+            bundle, variant, options, memory_limit_mb, before, native=True, adaptation=adaptation
         )
         # The waveform ships as PCM; the embedding is so small that int8 would save nothing worth its error.
         names = [
@@ -101,6 +104,11 @@ class Engine:
         """Start a new audio stream with the next window, because the server cannot decode this one any further."""
         if self._stream is not None:
             self._stream.restart()
+
+    @property
+    def adaptation(self) -> Adaptation | None:
+        """What its normalisation layers give instead of what was compiled."""
+        return self.prefix.adaptation
 
     @property
     def last_cut(self) -> int:

@@ -10,7 +10,9 @@ import numpy as np
 from runtime_edge.base.heap import give_memory_back
 from runtime_edge.errors import SelfTestError, UsageError
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.graphs.onnx_norms import adapted
 from runtime_edge.formats.manifest import FrontEndInfo
+from runtime_edge.formats.records.adaptation import Adaptation
 from runtime_edge.inference.contract import Array, LoadedBlock, RuntimeOptions
 from runtime_edge.inference.factory import open_backend
 from runtime_edge.inference.native_front_end import TOLERANCE, NativeFrontEnd, prove
@@ -37,6 +39,7 @@ class Prefix:
         memory_limit_mb: resident memory of the process to stay under, MB (1e6 bytes); loading a block may exceed it
             for a moment.
         previous: a prefix used by the same thread; blocks with the same file are not loaded again.
+        adaptation: what the normalisation layers give instead; it must fit the bundle and the variant.
         native: whether a front end that the bundle describes may run as this process's own FFT, which computes only
             what is new in a window, once it has been proved equal to the block it replaces.
 
@@ -53,11 +56,13 @@ class Prefix:
         memory_limit_mb: float | None = None,
         previous: Prefix | None = None,
         native: bool = False,
+        adaptation: Adaptation | None = None,
     ) -> None:
         info = bundle.manifest.info
         files = [bundle.manifest.variant(block, variant) for block in info.blocks]
         self.bundle = bundle
         self.variant = variant
+        self.adaptation = adaptation
         self.options = options or RuntimeOptions()
         self.backend = open_backend(files[0].format, self.options)
         self.buffers: list[Array] = [np.zeros(cut.shape, np.float32) for cut in info.cuts]
@@ -161,6 +166,8 @@ class Prefix:
                 raise SelfTestError(f"{self.bundle.path}: the first {there} blocks give values that are not finite")
             return 0.0
         test = info.self_test.variants.get(self.variant, info.self_test)
+        if self.adaptation is not None and self.adaptation.layers:
+            test = self.adaptation.self_tests[self.variant]
         expected = np.frombuffer(test.embedding, "<f4")
         found = self.embed(chirp)
         error = float(np.max(np.abs(found - expected)))
@@ -182,6 +189,8 @@ class Prefix:
         name, file = self.bundle.manifest.info.blocks[index], self._files[index]
         where = f"{self.bundle.path}: {name} ({self.variant})"
         data = self.bundle.block_bytes(name, self.variant)
+        if layers := self._layers(name):
+            data = adapted(data, layers, where)
         block = self.backend.load(data, file, self.buffers[index], self.buffers[index + 1], where)
         if index == 0 and self._native:
             block = self._proved(block)
@@ -190,6 +199,10 @@ class Prefix:
         give_memory_back()
         self._resident_mb[index] = max(rss_mb() - before_mb, file.bytes / 1e6)
         return block
+
+    def _layers(self, block: str) -> dict[str, tuple[Array, Array]]:
+        """Scales and shifts of a block's layers that are adapted."""
+        return {} if self.adaptation is None else self.adaptation.of_block(block)
 
     def compare_front_end(self, front_end: FrontEndInfo) -> float:
         """How far the image of a described front end is from what the first block computes."""
@@ -235,7 +248,8 @@ class Prefix:
         for index, file in enumerate(self._files):
             if index == 0 and not self._same_front_end(previous):
                 continue
-            if file == previous._files[index]:
+            name, before = self.bundle.manifest.info.blocks[index], previous.bundle.manifest.info.blocks[index]
+            if file == previous._files[index] and not (self._layers(name) or previous._layers(before)):
                 self._blocks[index] = previous._blocks[index]
                 self._resident_mb[index] = previous._resident_mb[index]
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from runtime_edge.audio.wire_streams import AudioStreamEncoder
 from runtime_edge.config import DeviceConfig
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.records.adaptation import Adaptation
 from runtime_edge.inference.engine import Engine
 from runtime_edge.inference.variants import choose_variant, runtime_options
 
 
-def engine_for(bundle: Bundle, config: DeviceConfig, previous: Engine | None = None) -> Engine:
+def engine_for(
+    bundle: Bundle, config: DeviceConfig, previous: Engine | None = None, adaptation: Adaptation | None = None
+) -> Engine:
     """An engine for a bundle; with `previous`, an engine of the same thread, what has not changed stays loaded.
 
     Raises what `Engine` raises, MissingExtra, and UsageError if the waveform cannot be shipped as a stream.
@@ -26,4 +29,4 @@ def engine_for(bundle: Bundle, config: DeviceConfig, previous: Engine | None = N
             front_end.hop_samples,
             config.opus_kbps,
         )
-    return Engine(bundle, variant, config.encoding, options, config.max_memory_mb, previous, stream)
+    return Engine(bundle, variant, config.encoding, options, config.max_memory_mb, previous, stream, adaptation)

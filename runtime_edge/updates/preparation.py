@@ -12,6 +12,7 @@ from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import BackendError, FormatError, OlderBundle, OldRecord
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.manifest import Manifest
+from runtime_edge.formats.records.adaptation import Adaptation
 from runtime_edge.formats.records.release import Release, ReleasedBundle, decode_release
 from runtime_edge.inference.engine import Engine
 from runtime_edge.inference.isolated_self_test import self_test_in_child
@@ -110,7 +111,7 @@ class Preparation:
         fetched = await self.store.complete(connection, bundle, variant, wanted)
         await self._fetched(bundle.manifest.info.generation, bundle.digest, fetched)
         await self._test_first(fetched.bundle)
-        return await self._worker.run(self._load, fetched.bundle, engine)
+        return await self._worker.run(self._load, fetched.bundle, engine, engine.adaptation)
 
     def _allow(self, needed: bool = False) -> Allow | None:
         return partial(self.budgets.may_update, needed=needed) if self.budgets.limits_updates else None
@@ -164,13 +165,13 @@ class Preparation:
             self.trials.refuse(bundle, str(exc))
             raise
 
-    def _load(self, bundle: Bundle, previous: Engine | None) -> Engine:
+    def _load(self, bundle: Bundle, previous: Engine | None, adaptation: Adaptation | None = None) -> Engine:
         config, own = self.config, self.store.holds(bundle)
         if own:
             with contextlib.suppress(OSError):  # a full disk must not stop the device
                 self.trials.begin(bundle)
         try:
-            engine = engine_for(bundle, config, previous)
+            engine = engine_for(bundle, config, previous, adaptation)
             engine.ready()
         except BackendError as exc:
             if own:

@@ -32,6 +32,10 @@ _LOG = logging.getLogger(__name__)
 _RECHECK_S = 30.0
 
 
+async def _nothing() -> None:
+    """Do nothing."""
+
+
 class WaitingUpdate(NamedTuple):
     """An update that is larger than what is left of a budget."""
 
@@ -66,6 +70,8 @@ class Updater:
         self._trial: Trial | None = None
         self._next_engine: Engine | None = None
         self._on_ready: Callable[[], None] = lambda: None
+        self.taken_over: Callable[[], Awaitable[None]] = _nothing
+        """Called once another bundle is ready to take over."""
         self._installing = asyncio.Lock()
         self._proving: asyncio.Task[None] | None = None
         self._rechecked = float("-inf")
@@ -89,9 +95,15 @@ class Updater:
         """The engine and table to switch to now, or None. A new engine with other cuts comes with a table for them."""
         ready = self._next_engine, self._tables.take()
         self._next_engine = None
-        if ready[0] is not None:
+        if ready[0] is not None and ready[0].bundle is not self._running:
             self._start_trial(ready[0].bundle)
         return ready
+
+    async def exchange(self, build: Callable[[Engine], Awaitable[Engine]]) -> None:
+        """Let an engine that is made of the same bundle take over. Raises what `build` raises."""
+        async with self._installing:
+            self.engine = self._next_engine = await build(self.engine)
+        self._on_ready()
 
     def window_ran(self, bundle: Bundle) -> None:
         """Note which bundle ran a window: enough of them prove the one on trial."""
@@ -126,6 +138,7 @@ class Updater:
         return {
             "bundle": self._running.digest,
             "on_trial": self._trial is not None,
+            "adaptation": None if self.engine.adaptation is None else self.engine.adaptation.digest,
             "update_waits": None if self._waiting is None else self._waiting.told(),
             "update_failures": [msgspec.to_builtins(failure) for failure in self._preparation.failures.values()],
         }
@@ -184,6 +197,7 @@ class Updater:
             self._tables.turn_to(bundle, table)
             self._on_ready()
         await self.reports.report("generation", generation=bundle.manifest.info.generation, digest=bundle.digest)
+        await self.taken_over()
 
     async def _deepen(self, blocks: int) -> None:
         """Get more of the first blocks ready, of the bundle that runs or will run next. Raises SscError."""

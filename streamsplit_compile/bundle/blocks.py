@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -22,6 +23,7 @@ from streamsplit_compile.encoder.graph import Candidate
 from streamsplit_compile.encoder.segment import CutRefused
 from streamsplit_compile.lowering import artifact_formats
 from streamsplit_compile.lowering.artifact_formats import Format, Precision
+from streamsplit_compile.lowering.onnx_lowering import Norms
 
 Source = tuple[fx.GraphModule, tuple[int, ...]]
 """A segment and the shape of its activation, for the few graphs that must be converted again."""
@@ -35,7 +37,7 @@ def lower_blocks(
     tensors: Tensors,
     metadata: Mapping[str, str],
     wanted: Sequence[Format],
-    keep_norms: bool,
+    norms: Norms,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Component]:
     """Lower every segment in float32 to every wanted format and write the files as assets.
@@ -50,13 +52,43 @@ def lower_blocks(
         variants: dict[str, Variant] = {}
         for name in wanted:
             try:
-                lowered = artifact_formats.lower(name, segment, cut.shape, tensors, metadata, keep_norms)
+                lowered = artifact_formats.lower(name, segment, cut.shape, tensors, metadata, norms)
                 variants[artifact_formats.variant_name(name, "fp32")] = _variant(root, name, "fp32", lowered.model)
             except UsageError as exc:
                 raise refused_block([cut.name for cut in cuts], index, exc) from exc
             block = _with_graph(root, block, name, lowered.kept, digests)
         components[f"block-{index:02d}"] = Component(variants=variants, additional_metadata=BlockMetadata(ssc=block))
     return components
+
+
+class NormSettings(Protocol):
+    """A compile's options, or what a manifest says of them."""
+
+    @property
+    def keep_norms(self) -> bool:
+        """Whether normalisation layers stay unfolded."""
+
+    @property
+    def adaptable(self) -> bool:
+        """Whether ONNX files say where their normalisation layers are."""
+
+
+def norms_wanted(settings: NormSettings) -> Norms:
+    """What becomes of normalisation layers. Raises UsageError for settings that exclude each other."""
+    if settings.keep_norms and settings.adaptable:
+        raise UsageError("adaptable: folds norms and says where they are, keep_norms leaves them; give one of the two")
+    return "kept" if settings.keep_norms else "adaptable" if settings.adaptable else "folded"
+
+
+def onnx_metadata(encoder_id: str, sample_rate: int, window_samples: int, details: Mapping[str, Any]) -> dict[str, str]:
+    """Flat metadata in sherpa-onnx's style; the same for every generation, so that blocks keep their digests."""
+    flat = {name: str(value) for name, value in details.items() if isinstance(value, (int, float, str, bool))}
+    return {
+        **flat,
+        "sample_rate": str(sample_rate),
+        "ssc.encoder": encoder_id,
+        "ssc.window_samples": str(window_samples),
+    }
 
 
 def refused_block(cuts: Sequence[str], block: int, exc: SscError) -> SscError:
@@ -92,13 +124,13 @@ def reweight_block(
         for variant in component.variants.values():
             link_asset(base, root, variant.executor_info.ssc.file)
         return component
-    keep_norms = base.manifest.info.keep_norms
+    norms = norms_wanted(base.manifest.info)
     variants = {
         artifact_formats.variant_name(format_name, "fp32"): _variant(
             root,
             format_name,
             "fp32",
-            artifact_formats.reweight(format_name, graph, tensors, metadata, keep_norms, source),
+            artifact_formats.reweight(format_name, graph, tensors, metadata, norms, source),
         )
         for format_name, graph in kept.items()
     }

@@ -41,7 +41,7 @@ from runtime_edge.formats.manifest import (
 from runtime_edge.inference.native_front_end import TOLERANCE
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.profile import Profile
-from streamsplit_compile.bundle.blocks import lower_blocks, refused_block, reweight_block
+from streamsplit_compile.bundle.blocks import lower_blocks, norms_wanted, onnx_metadata, refused_block, reweight_block
 from streamsplit_compile.bundle.bundle_page import render_report
 from streamsplit_compile.bundle.bundle_writer import staging_directory, write_manifest, write_table
 from streamsplit_compile.bundle.calibrate import DEFAULT_WINDOWS, CalibrationSet, CutFailed, calibration_set
@@ -86,6 +86,7 @@ class CompileOptions:
     precisions: Sequence[Precision] = ("fp32",)
     """fp32 is always included: the others are made from it and compared with it."""
     keep_norms: bool = False
+    adaptable: bool = False
     bottleneck_steps: int = 0
     """Training steps at each cut; 0 for the closed form. There are bottlenecks only if `calibrate` names recordings."""
     link: str = DEFAULT_LINK
@@ -171,9 +172,9 @@ def _compile_cuts(
             cuts,
             work,
             encoder.tensors,
-            _onnx_metadata(encoder.id, encoder.sample_rate, encoder.window_samples, encoder.front_end),
+            onnx_metadata(encoder.id, encoder.sample_rate, encoder.window_samples, encoder.front_end),
             options.formats,
-            options.keep_norms,
+            norms_wanted(options),
             progress,
         )
         info = _draft(encoder, options, list(components), cuts, calibration.said, hop)
@@ -307,7 +308,7 @@ def _reweight(
 ) -> Manifest:
     """Write the blocks with new weights to `staging` and measure them; unchanged blocks are loaded meanwhile."""
     info, known = base.manifest.info, base.manifest.components
-    metadata = _onnx_metadata(
+    metadata = onnx_metadata(
         info.encoder.id, info.front_end.sample_rate, info.front_end.window_samples, info.front_end.details
     )
     digests = tensor_digests(tensors)
@@ -369,6 +370,7 @@ def _draft(
         calibration=calibration,
         self_test=SelfTest(embedding=b"", tolerance=0.0),
         keep_norms=options.keep_norms,
+        adaptable=options.adaptable,
         parity={},
     )
 
@@ -385,16 +387,3 @@ def _manifest(info: BundleInfo, components: dict[str, Component]) -> Manifest:
 def _source(reference: Reference | None, base: Bundle, block: int) -> tuple[fx.GraphModule, tuple[int, ...]] | None:
     """The traced segment of a block and its input shape; None without a reference."""
     return None if reference is None else (reference.segments[block], base.manifest.info.cuts[block].shape)
-
-
-def _onnx_metadata(
-    encoder_id: str, sample_rate: int, window_samples: int, details: Mapping[str, Any]
-) -> dict[str, str]:
-    """Flat metadata in sherpa-onnx's style; the same for every generation, so that blocks keep their digests."""
-    flat = {name: str(value) for name, value in details.items() if isinstance(value, (int, float, str, bool))}
-    return {
-        **flat,
-        "sample_rate": str(sample_rate),
-        "ssc.encoder": encoder_id,
-        "ssc.window_samples": str(window_samples),
-    }

@@ -175,6 +175,7 @@ _first_compile_options = together(
     ),
     click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random."),
     click.option("--keep-norms", is_flag=True, help="Leave normalisation layers unfolded."),
+    click.option("--adaptable", is_flag=True, help="Let the server adapt normalisation layers on devices (ONNX)."),
 )
 """Options of a first compile, which hold for all generations made from its bundle."""
 
@@ -284,6 +285,7 @@ def _refuse_what_the_base_decides(context: click.Context) -> None:
         "bottlenecks",
         "seed",
         "keep_norms",
+        "adaptable",
         "link",
         "profile_file",
     )

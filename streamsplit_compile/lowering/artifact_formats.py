@@ -21,6 +21,7 @@ from torch import fx
 
 from runtime_edge.errors import UsageError
 from streamsplit_compile.lowering import onnx_lowering
+from streamsplit_compile.lowering.onnx_lowering import Norms
 
 Format = Literal["onnx", "tflite"]
 Precision = Literal["fp32", "fp16", "int8", "auto"]
@@ -56,15 +57,15 @@ def lower(
     shape: tuple[int, ...],
     tensors: Tensors,
     metadata: Mapping[str, str] | None = None,
-    keep_norms: bool = False,
+    norms: Norms = "folded",
 ) -> Lowered:
     """Lower a segment for one activation of `shape` (batch axis 1).
 
-    Only ONNX uses `metadata` and `keep_norms`: the TFLite converter always folds norms. Raises MissingExtra, or
+    Only ONNX uses `metadata` and `norms`: the TFLite converter always folds norms. Raises MissingExtra, or
     UsageError when the format cannot express the segment.
     """
     kept = _lowering(format_name).keep_graph(segment, shape, tensors.keys())
-    return Lowered(kept, reweight(format_name, kept, tensors, metadata, keep_norms, (segment, shape)))
+    return Lowered(kept, reweight(format_name, kept, tensors, metadata, norms, (segment, shape)))
 
 
 def parameter_names(format_name: Format, kept: bytes) -> list[str]:
@@ -78,7 +79,7 @@ def reweight(
     kept: bytes,
     tensors: Tensors,
     metadata: Mapping[str, str] | None = None,
-    keep_norms: bool = False,
+    norms: Norms = "folded",
     source: tuple[fx.GraphModule, tuple[int, ...]] | None = None,
 ) -> bytes:
     """The float32 file of a kept graph with new weights.
@@ -88,7 +89,7 @@ def reweight(
     another shape.
     """
     if format_name == "onnx":
-        return onnx_lowering.write_weights(kept, tensors, metadata or {}, keep_norms)
+        return onnx_lowering.write_weights(kept, tensors, metadata or {}, norms)
     lowering = _lowering(format_name)
     if not lowering.needs_conversion(kept):
         return bytes(lowering.write_weights(kept, tensors))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +16,28 @@ Array = npt.NDArray[Any]
 _MAX_FOLDED_BYTES = 64 << 20
 
 
-def fold(graph: onnx.GraphProto, weights: Mapping[str, Array], norms: bool = True) -> None:
-    """Write weights into a graph and fold it in place; it computes the same function up to rounding."""
+class FoldedNorm(NamedTuple):
+    """A batch norm that was folded into a convolution, and the names of the convolution's new tensors."""
+
+    scale: str
+    """Name of the norm's scale."""
+    weight: str
+    bias: str
+
+
+def fold(graph: onnx.GraphProto, weights: Mapping[str, Array], norms: bool = True) -> list[FoldedNorm]:
+    """Write weights into a graph and fold it in place; it computes the same function up to rounding.
+
+    Returns the norms that were folded.
+    """
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer} | dict(weights)
     _fold_constants(graph, values)
-    if norms:
-        _fold_batch_norms(graph, values)
+    folded = _fold_batch_norms(graph, values) if norms else []
     used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     del graph.initializer[:]
     for name in sorted(used & values.keys()):
         graph.initializer.append(numpy_helper.from_array(values[name], name))
+    return folded
 
 
 def _fold_constants(graph: onnx.GraphProto, values: dict[str, Array]) -> None:
@@ -56,11 +68,11 @@ def _evaluate(node: onnx.NodeProto, feeds: dict[str, Array]) -> list[Array]:
     return [np.asarray(result) for result in results]
 
 
-def _fold_batch_norms(graph: onnx.GraphProto, values: dict[str, Array]) -> None:
+def _fold_batch_norms(graph: onnx.GraphProto, values: dict[str, Array]) -> list[FoldedNorm]:
     """Y = scale * (conv(x) - mean) / sqrt(var + eps) + bias, written into the convolution's weight and bias."""
     makers = {output: node for node in graph.node for output in node.output}
     uses = Counter(name for node in graph.node for name in node.input)
-    dropped = []
+    dropped, found = [], []
     for node in graph.node:
         conv = makers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
         if conv is None or conv.op_type != "Conv" or uses[node.input[0]] != 1:
@@ -79,7 +91,9 @@ def _fold_batch_norms(graph: onnx.GraphProto, values: dict[str, Array]) -> None:
         shift = (bias + (before - mean) * factor).astype(weight.dtype)
         values.update(zip(names, (folded, shift), strict=True))
         conv.input[1:] = names
+        found.append(FoldedNorm(node.input[1], *names))
         conv.output[0] = node.output[0]
         dropped.append(node)
     for node in dropped:
         graph.node.remove(node)
+    return found

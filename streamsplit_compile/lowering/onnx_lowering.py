@@ -11,6 +11,7 @@ import io
 import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +24,13 @@ from torch import fx
 
 from runtime_edge.errors import FormatError
 from streamsplit_compile.lowering.exportable import exportable
+from streamsplit_compile.lowering.norm_tensors import note_norms
 from streamsplit_compile.lowering.onnx_folding import fold
 from streamsplit_compile.lowering.real_spectra import odd_spectra
 from streamsplit_compile.lowering.refusals import refusal, refuse_projected_lstm
 
+Norms = Literal["folded", "kept", "adaptable"]
+"""What becomes of normalisation layers after convolutions."""
 OPSET = 18
 INPUT, OUTPUT = "input", "output"
 Array = npt.NDArray[np.generic]
@@ -82,11 +86,12 @@ def write_weights(
     kept_graph: bytes,
     tensors: Mapping[str, Array],
     metadata: Mapping[str, str],
-    keep_norms: bool = False,
+    norms: Norms = "folded",
 ) -> bytes:
     """Write tensors into a kept graph and fold exactly: constants, and batch norms into convolutions.
 
-    `keep_norms` leaves normalisation layers as they are, so that their affine parameters stay separate tensors.
+    Norms that are "kept" stay as they are, so that their scales and shifts stay separate tensors; if they are
+    "adaptable", the file says which tensors they were folded into.
     Raises KeyError when a tensor is missing, FormatError naming a tensor of another shape or type, or when the kept
     graph is damaged. Returns the deterministic bytes of the ONNX file.
     """
@@ -97,10 +102,12 @@ def write_weights(
     del graph.input[:]
     graph.input.extend(activation)
     try:
-        fold(graph, weights, norms=not keep_norms)
+        folded = fold(graph, weights, norms=norms != "kept")
     except Exception as exc:  # whatever onnx's reference evaluator raises for a node that makes no sense
         raise FormatError(f"kept graph: cannot be folded ({type(exc).__name__}); compile it again") from exc
     helper.set_model_props(model, dict(sorted(metadata.items())))
+    if norms == "adaptable":
+        note_norms(model, folded)
     return bytes(model.SerializeToString(deterministic=True))
 
 

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime_edge.errors import UsageError
 from streamsplit_compile.encoder.quiet import quiet
 from streamsplit_compile.lowering.int8_regions import Kind, Operation, int8_operations, operations_before_log
+from streamsplit_compile.lowering.norm_tensors import follow_norms
 from streamsplit_compile.lowering.onnx_lowering import INPUT, OUTPUT
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -46,6 +47,7 @@ def to_fp16_weights(model_bytes: bytes) -> bytes:
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
+    follow_norms(model, model_bytes)
     return bytes(model.SerializeToString(deterministic=True))
 
 
@@ -67,6 +69,7 @@ def to_int8(model_bytes: bytes, activations: npt.NDArray[np.float32]) -> bytes:
     quantised = _quantise(model, sorted(model.graph.node[index].name for index in chosen), activations)
     quantised.producer_name, quantised.producer_version = model.producer_name, model.producer_version
     helper.set_model_props(quantised, metadata)
+    follow_norms(quantised, model_bytes)
     return bytes(quantised.SerializeToString(deterministic=True))
 
 

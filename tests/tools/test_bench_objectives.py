@@ -18,7 +18,15 @@ from tools.bench_objectives import SMALL, Arm, KeptRuns, arms, main, measure_all
 
 
 def settings(tmp_path: Path, **more: object) -> argparse.Namespace:
-    return argparse.Namespace(**{"audio": tmp_path, "hours": 1.0, "quick": True, "meter": "rpi4", "jobs": 1, **more})
+    given = {
+        "audio": tmp_path,
+        "kept": tmp_path / "kept.jsonl",
+        "hours": 1.0,
+        "quick": True,
+        "meter": "rpi4",
+        "jobs": 1,
+    }
+    return argparse.Namespace(**given | more)
 
 
 def test_the_study_has_every_objective_share_and_batch_from_three_seeds() -> None:

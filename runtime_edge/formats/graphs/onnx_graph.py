@@ -8,6 +8,7 @@ additions in later versions of ONNX are refused until they have been reviewed.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
 
 from runtime_edge.errors import BackendError
 from runtime_edge.formats.graphs.operators import ONNX_DOMAINS, ONNX_OPERATORS, ONNX_SIZES
@@ -42,6 +43,8 @@ _TENSOR: _Fields = {
 }
 _VALUES = (4, 5, 7, 9, 10, 11)
 """The fields of a tensor that may hold its values."""
+_RAW = 9
+_ENTRY: _Fields = dict.fromkeys((1, 2), (_BYTES,))
 _REFUSED = {
     "the model": {20: "training", 25: "functions", 26: "several devices"},
     "the graph": {14: "quantisation annotations", 15: "sparse tensors"},
@@ -58,15 +61,36 @@ _REFUSED = {
 """Names of fields that are known but not allowed."""
 
 
-def check_onnx(data: bytes, where: str) -> None:
+class StoredTensor(NamedTuple):
+    """Where the values of an initializer stand in the file, as little-endian bytes."""
+
+    type: int
+    """Number of ONNX's `TensorProto.DataType`."""
+    start: int
+    stop: int
+
+
+class OnnxFile(NamedTuple):
+    """What a check finds in a file."""
+
+    tensors: dict[str, StoredTensor]
+    """The graph's initializers, by name, except those whose values are written one by one."""
+    metadata: dict[str, str]
+
+
+def check_onnx(data: bytes, where: str) -> OnnxFile:
     """Raise BackendError, naming `where` and the reason, unless a device may hand this ONNX file to its runtime."""
-    _Check(data, where).model()
+    check = _Check(data, where)
+    check.model()
+    return OnnxFile(check.stored, check.metadata)
 
 
 class _Check:
     def __init__(self, data: bytes, where: str) -> None:
         self._data, self._where = data, where
         self._fields = 0
+        self.stored: dict[str, StoredTensor] = {}
+        self.metadata: dict[str, str] = {}
 
     def model(self) -> None:
         graphs = 0
@@ -76,8 +100,15 @@ class _Check:
                 self._graph(value)
             elif number == 8:
                 self._opset(value)
+            elif number == 14:
+                self._entry(value)
         if graphs != 1:
             raise self._refused(f"{graphs} graphs, expected 1")
+
+    def _entry(self, span: _Span) -> None:
+        """Note one entry of the file's metadata."""
+        texts = {number: self._text(value) for number, value in self._message(span, _ENTRY, "an entry of metadata")}
+        self.metadata[texts.get(1, "")] = texts.get(2, "")
 
     def _opset(self, span: _Span) -> None:
         for number, value in self._message(span, _OPSET, "an operator set"):
@@ -91,7 +122,10 @@ class _Check:
             if number == 1:
                 self._node(value, constants, sizes)
             elif number == 5:
-                constants.add(self._tensor(value))
+                name, stored = self._tensor(value)
+                constants.add(name)
+                if stored is not None:
+                    self.stored[name] = stored
         for operator, name in sizes:
             if name and name not in constants:
                 raise self._refused(f"{operator} takes its size from {name!r}, which is not in the file")
@@ -120,14 +154,17 @@ class _Check:
             if number == 5:
                 self._tensor(value)
 
-    def _tensor(self, span: _Span) -> str:
-        """Check that a tensor's values are in the file; returns its name."""
-        name, values, dimensions, held = "", 1, 0, 0
+    def _tensor(self, span: _Span) -> tuple[str, StoredTensor | None]:
+        """Check that a tensor's values are in the file; returns its name, and where they stand if in one piece."""
+        name, values, dimensions, held, kind = "", 1, 0, 0, 0
+        raw: _Span | None = None
         for number, value in self._message(span, _TENSOR, "a tensor"):
             if number == 14 and any(self._varints(value)):
                 raise self._refused("a tensor has external data")
             if number == 8:
                 name = self._text(value)
+            elif number == 2:
+                kind = next(self._varints(value), 0)
             elif number == 1:
                 for size in self._varints(value):
                     values, dimensions = values * size, dimensions + 1
@@ -135,9 +172,10 @@ class _Check:
                         raise self._refused(f"tensor {name!r} is larger than the file")
             elif number in _VALUES:
                 held += max(value[1] - value[0], 1)
+                raw = value if number == _RAW else raw
         if values > held:
             raise self._refused(f"tensor {name!r} has {values} values and {held} bytes")
-        return name
+        return name, None if raw is None else StoredTensor(kind, *raw)
 
     def _varints(self, span: _Span) -> Iterator[int]:
         """The integers of a field: one, or several packed into it."""

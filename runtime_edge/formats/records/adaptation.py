@@ -1,8 +1,7 @@
-"""The adaptation: new scales and shifts of an encoder's normalisation layers, for devices that cannot train.
+"""The adaptation: scales and shifts for an encoder's normalisation layers, for devices that cannot train.
 
 An adaptation (`streamsplit.adaptation/1`, JSON, at most 256 KiB) changes nothing else of a bundle. It fits the weights
-of one generation, travels in a numbered record like a table, and can be swapped on its own. Devices do not accept
-adaptations yet.
+of one generation, travels in a numbered record like a table, and can be swapped on its own.
 
     adaptation = Adaptation.from_json(record.body, "adaptation pi-1.rpi4")
     for layer in adaptation.layers:
@@ -23,18 +22,24 @@ from msgspec import Meta
 
 from runtime_edge.errors import FormatError
 from runtime_edge.formats.encoder.parts import Expected
-from runtime_edge.formats.manifest import Digest, Generation, digest
+from runtime_edge.formats.manifest import Digest, Generation, Manifest, digest
+from runtime_edge.formats.model_id import digest_number, model_digest
 from runtime_edge.formats.strict import Name, Strict, decode
 
 MAX_ADAPTATION_BYTES = 256 << 10
+MAX_SCALE = 64.0
+"""A scale is between this and its inverse: no channel is turned off or changes its sign, which int8 cannot express."""
 Array = npt.NDArray[np.float32]
 
 
 class AdaptedLayer(Strict, frozen=True, kw_only=True):
-    """One normalisation layer: its new scale (`weight`) and shift (`bias`).
+    """What one normalisation layer gives: `scale * y + shift` for each channel instead of the compiled layer's `y`.
 
-    New statistics of a batch norm need no fields of their own: with `s = sqrt((variance + eps) / (new variance + eps))`
-    they are the scale `scale * s` and the shift `shift + scale * (mean - new mean) / sqrt(new variance + eps)`.
+    Relative to the compiled layer, because that is often folded into a convolution, where its own scale and shift are
+    no longer known: a factor and a sum can be written there as well. A layer of weight `w` and bias `b` becomes one of
+    `scale * w` and `scale * b + shift`. New statistics of a batch norm are such a change, too: with
+    `s = sqrt((variance + eps) / (new variance + eps))` the scale is `s` and the shift
+    `b - s * b + w * (mean - new mean) / sqrt(new variance + eps)`.
     """
 
     block: Name
@@ -42,7 +47,7 @@ class AdaptedLayer(Strict, frozen=True, kw_only=True):
     name: Name
     """Name of the layer in the encoder, such as `features.4.block.0.1`."""
     scale: bytes
-    """float16 (channels,), little-endian."""
+    """float16 (channels,), little-endian, from 1/64 to 64."""
     shift: bytes
     """float16 (channels,), little-endian."""
 
@@ -75,6 +80,33 @@ class Adaptation(Strict, frozen=True, kw_only=True):
     def digest(self) -> str:
         """`sha256:<hex>` of `to_json()`: the model that runs once it is in use. Its frames carry the first 8 bytes."""
         return digest(self.to_json())
+
+    def check_fits(self, manifest: Manifest, variant: str, source: str) -> None:
+        """Raise FormatError unless a bundle can run this adaptation in a variant."""
+        info = manifest.info
+        if (self.encoder, self.model) != (info.encoder.id, model_digest(manifest)):
+            raise FormatError(
+                f"{source}: made for generation {self.generation} of {self.encoder}; other weights run here, those of "
+                f"generation {info.generation} of {info.encoder.id}"
+            )
+        if not self.layers:
+            return
+        if not info.adaptable:
+            raise FormatError(f"{source}: the bundle cannot be adapted; compile it with --adaptable")
+        if variant not in self.self_tests:
+            raise FormatError(f"{source}: self_tests: only for {', '.join(self.self_tests)}, and {variant} runs here")
+        for layer in self.layers:
+            if layer.block not in manifest.components:
+                raise FormatError(f"{source}: layers: {layer.name}: the bundle has no block {layer.block!r}")
+
+    def of_block(self, block: str) -> dict[str, tuple[Array, Array]]:
+        """Scales and shifts of a block's layers, by name."""
+        return {layer.name: layer.arrays() for layer in self.layers if layer.block == block}
+
+    @property
+    def number(self) -> int:
+        """The number that frames carry, instead of the bundle's."""
+        return digest_number(self.digest)
 
     @classmethod
     def from_json(cls, data: bytes, source: str) -> Adaptation:
@@ -114,6 +146,10 @@ def _problems(adaptation: Adaptation) -> Iterator[str]:
             yield f"layers: {layer.name}: {len(layer.scale)} bytes of scale and {len(layer.shift)} of shift"
         if not _all_finite(layer.scale, "<f2") or not _all_finite(layer.shift, "<f2"):
             yield f"layers: {layer.name}: not all finite float16"
+            continue
+        scale, _ = layer.arrays()
+        if not ((scale >= 1 / MAX_SCALE) & (scale <= MAX_SCALE)).all():
+            yield f"layers: {layer.name}: scales from {scale.min():g} to {scale.max():g}, allowed 1/64 to 64"
 
 
 def _all_finite(data: bytes, kind: str) -> bool:

@@ -189,7 +189,8 @@ def test_an_unknown_field_is_refused_wherever_it_stands(fields):
 
 def test_a_missing_field_is_refused_by_name(fields):
     optional = {"schema_version", "layout", "dtype", "int8", "provenance", "parameters", "graphs", "macs"}
-    optional |= {"variants", "keep_norms", "by_uncertainty", "threads", "providers", "load", "factory", "sample_rate"}
+    optional |= {"variants", "keep_norms", "adaptable", "by_uncertainty", "threads", "providers", "load", "factory"}
+    optional |= {"sample_rate"}
     for path, item in list(objects(fields)):
         if path.endswith((".bytes", ".agreement", ".wire", ".targets", ".parity", ".variants", ".graphs")):
             continue

@@ -123,7 +123,7 @@ def test_new_weights_in_a_kept_graph_are_a_lowering_of_those_weights(lowered):
 def test_norms_are_folded_into_convolutions_unless_they_are_kept():
     encoder = export_encoder(make(Convolutional), WINDOW)
     _, folded = lower(encoder)
-    _, unfolded = lower(encoder, keep_norms=True)
+    _, unfolded = lower(encoder, norms="kept")
     # One stands before its convolution and cannot be folded into it.
     assert operators(folded).count("BatchNormalization") == 1
     assert operators(unfolded).count("BatchNormalization") == 3

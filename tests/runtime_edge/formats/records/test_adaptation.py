@@ -16,7 +16,8 @@ from runtime_edge.formats.records.envelope import open_record, seal
 
 names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cf", "Zl", "Zp"]), min_size=1, max_size=30)
 finite = st.integers(0, 0xFFFF).map(lambda bits: bits & 0xBFFF)
-"""Bits of a float16."""
+allowed = st.integers(0x2400, 0x5400)
+"""Bits of a float16: any finite one, and one from 1/64 to 64."""
 
 
 def edited(**changes):
@@ -36,7 +37,7 @@ def base64(array):
 def layers(draw):
     found = []
     for name in draw(st.lists(names, min_size=1, max_size=4, unique=True)):
-        scale, shift = np.array(draw(st.lists(st.tuples(finite, finite), min_size=1, max_size=5)), "<u2").T
+        scale, shift = np.array(draw(st.lists(st.tuples(allowed, finite), min_size=1, max_size=5)), "<u2").T
         found.append(AdaptedLayer(block=draw(names), name=name, scale=scale.tobytes(), shift=shift.tobytes()))
     return tuple(found)
 
@@ -66,10 +67,11 @@ def test_new_statistics_are_a_scale_and_a_shift():
     x, mean, new_mean, shift = rng.normal(size=(4, 100, 3))[:, :, :]
     variance, new_variance, scale = rng.uniform(0.5, 2, (3, 3))
     mean, new_mean, shift, eps = mean[0], new_mean[0], shift[0], 1e-5
+    compiled = scale * (x - mean) / np.sqrt(variance + eps) + shift
     wanted = scale * (x - new_mean) / np.sqrt(new_variance + eps) + shift
-    as_scale = scale * np.sqrt((variance + eps) / (new_variance + eps))
-    as_shift = shift + scale * (mean - new_mean) / np.sqrt(new_variance + eps)
-    np.testing.assert_allclose(as_scale * (x - mean) / np.sqrt(variance + eps) + as_shift, wanted)
+    as_scale = np.sqrt((variance + eps) / (new_variance + eps))
+    as_shift = shift - as_scale * shift + scale * (mean - new_mean) / np.sqrt(new_variance + eps)
+    np.testing.assert_allclose(as_scale * compiled + as_shift, wanted)
 
 
 def test_without_layers_it_takes_an_earlier_one_back():
@@ -80,7 +82,10 @@ def test_without_layers_it_takes_an_earlier_one_back():
 def test_an_adaptation_of_mn04_is_at_most_25_kb_as_a_record(signing_key):
     """4920 channels in 46 layers, of values that nothing packs better than any others."""
     rng = np.random.default_rng(0)
-    bits = [rng.integers(0, 1 << 16, (2, channels), np.uint16) & 0xBFFF for _, channels in MN04_NORMS]
+    bits = [
+        (rng.integers(0x2400, 0x5401, channels, np.uint16), rng.integers(0, 1 << 16, channels, np.uint16) & 0xBFFF)
+        for _, channels in MN04_NORMS
+    ]
     layers = tuple(
         AdaptedLayer(block=name.rsplit(".", 3)[0], name=name, scale=scale.tobytes(), shift=shift.tobytes())
         for (name, _), (scale, shift) in zip(MN04_NORMS, bits, strict=True)
@@ -113,6 +118,8 @@ def test_an_adaptation_of_mn04_is_at_most_25_kb_as_a_record(signing_key):
         (edited_layer(scale="", shift=""), "layers: stem.norm: 0 bytes of scale"),
         (edited_layer(scale="AAAA", shift="AAAA"), "layers: stem.norm: not all finite float16"),
         (edited_layer(scale=base64(np.array([1, np.inf], "<f2"))), "layers: stem.norm: not all finite float16"),
+        (edited_layer(scale=base64(np.array([1, -1], "<f2"))), "layers: stem.norm: scales from -1 to 1, allowed 1/64"),
+        (edited_layer(scale=base64(np.array([1, 65], "<f2"))), "layers: stem.norm: scales from 1 to 65, allowed 1/64"),
         (edited_layer(shift=base64(np.array([np.nan, 1], "<f2"))), "layers: stem.norm: not all finite float16"),
     ],
 )  # fmt: skip
@@ -134,7 +141,7 @@ def test_a_field_that_is_missing_is_refused(field):
 def test_sizes_are_bounded_before_they_are_read_and_when_they_are_written():
     with pytest.raises(FormatError, match=f"more than {MAX_ADAPTATION_BYTES}"):
         Adaptation.from_json(b" " * (MAX_ADAPTATION_BYTES + 1), "adaptation")
-    wide = AdaptedLayer(block="a", name="b", scale=bytes(2 * 60_000), shift=bytes(2 * 60_000))
+    wide = AdaptedLayer(block="a", name="b", scale=np.ones(60_000, "<f2").tobytes(), shift=bytes(2 * 60_000))
     with pytest.raises(FormatError, match="adapt fewer of them"):
         adaptation(layers=(wide,)).to_json()
 
