@@ -138,6 +138,19 @@ def small_bundle(tmp_path_factory, tiny_encoder, signing_key):
 
 
 @pytest.fixture(scope="session")
+def adaptable_bundle(tmp_path_factory, tiny_encoder, signing_key):
+    """The tiny encoder cut as in `small_bundle`, in each precision, with norms that can be adapted."""
+    from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
+    from streamsplit_compile.cost.targets import load_target
+
+    options = CompileOptions(
+        [load_target("rpi4")], cuts="stem,down,residual", calibration_windows=4, adaptable=True,
+        precisions=("fp16", "int8"), key=signing_key,
+    )  # fmt: skip
+    return compile_encoder(tiny_encoder, options, tmp_path_factory.mktemp("bundles") / "adaptable")
+
+
+@pytest.fixture(scope="session")
 def calibrated_bundle(tmp_path_factory, tiny_encoder, signing_key):
     """The tiny encoder in three blocks, with bottlenecks and exits fitted to a minute of synthesised sound."""
     import soundfile

@@ -50,11 +50,6 @@ class _Kept(Strict, frozen=True, kw_only=True):
     """The latest one last."""
 
 
-def adaptation_number(adaptation: Adaptation) -> int:
-    """The number that frames of a device carry while it runs an adaptation."""
-    return int.from_bytes(bytes.fromhex(adaptation.digest[7:23]), "big")
-
-
 class KnownAdaptations:
     """The adaptations of one server. Used by several threads."""
 
@@ -118,7 +113,7 @@ class KnownAdaptations:
     def _made(self, generation: Generation, adaptation: Adaptation) -> Generation | None:
         try:
             tensors = adapted_tensors(generation.model.tensors(), adaptation.layers)
-            return self._generations.adapted(generation, tensors, adaptation_number(adaptation))
+            return self._generations.adapted(generation, tensors, adaptation.number)
         except (SscError, KeyError, ValueError) as exc:
             _LOG.error("an adaptation of generation %d does not fit it: %s", generation.number, exc)
             return None
@@ -127,7 +122,7 @@ class KnownAdaptations:
         self._by_number = {}
         for key, adaptations in self._by_key.items():
             for adaptation in filter(_changes, adaptations):
-                self._by_number.setdefault(adaptation_number(adaptation), {})[key] = adaptation
+                self._by_number.setdefault(adaptation.number, {})[key] = adaptation
 
     def _file(self, key: str) -> Path:
         return self._folder / f"{quote(key, safe='')}.json"

@@ -15,23 +15,28 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from runtime_edge.formats.records.adaptation import AdaptedLayer
+from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.graphs.onnx_norms import norms_of
+from runtime_edge.formats.records.adaptation import MAX_SCALE, AdaptedLayer
 from runtime_server.adaptation.classifier import norm_layers
 
-MAX_SCALE = 64.0
-"""A channel becomes at most so many times larger or smaller."""
+_VARIANT = "onnx-fp32"
 _MAX_SHIFT = float(np.finfo(np.float16).max)
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 
-def layer_blocks(blocks: Sequence[str], segments: Sequence[fx.GraphModule]) -> dict[str, str]:
-    """The block of each layer that can be adapted; a layer that runs in several blocks cannot."""
+def layer_blocks(bundle: Bundle, segments: Sequence[fx.GraphModule]) -> dict[str, str]:
+    """The block of each layer that can be adapted: its file says where it is, and it runs in no other block.
+
+    Raises BundleError or BackendError for a bundle without such files.
+    """
     found: dict[str, str] = {}
     several = set[str]()
-    for block, segment in zip(blocks, segments, strict=True):
+    for block, segment in zip(bundle.manifest.info.blocks, segments, strict=True):
+        noted = norms_of(bundle.block_bytes(block, _VARIANT), f"{bundle.path}: {block}")
         for name in norm_layers(segment):
             several |= {name} & found.keys()
-            if segment.get_parameter(f"{name}.weight").dim() == 1:
+            if name in noted and segment.get_parameter(f"{name}.weight").dim() == 1:
                 found[name] = block
     return {name: block for name, block in found.items() if name not in several}
 

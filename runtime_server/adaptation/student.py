@@ -61,7 +61,7 @@ class Student:
         """Windows by use, and attempts by outcome."""
         self._graph, self._make_method, self._labelled, self._least_s = encoder, make_method, labelled, least_s
         trained = TrainedEncoder(EncoderGraph(generation.model.module, encoder.candidates, encoder.dynamic_batch))
-        blocks = layer_blocks(generation.bundle.manifest.info.blocks, generation.model.segments)
+        blocks = layer_blocks(generation.bundle, generation.model.segments)
         self._changes = NormChanges(trained, blocks, TrainedEncoder.LAYERS)
         self._classifier = Classifier(trained, recipient.head, [TrainedEncoder.LAYERS + name for name in blocks])
         self._judge = AdaptationJudge(recipient.head, generation.model, generation.larger, labelled)
