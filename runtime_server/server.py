@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from runtime_edge.errors import AccessError, LinkError, UsageError
+from runtime_server.adaptation.known_adaptations import KnownAdaptations
 from runtime_server.broker.broker_process import Broker, embedded, outside
 from runtime_server.broker.hub import STATUS_SUBJECT, Hub
 from runtime_server.broker.pushed_heads import PushedHeads
@@ -20,8 +21,10 @@ from runtime_server.broker.stream_shares import StreamShares
 from runtime_server.ingest.frame_replay import FrameReplay
 from runtime_server.ingest.ingest import Ingest
 from runtime_server.ingest.rate import RateLimit
+from runtime_server.labels.head_clips import HeadClipsFolder
 from runtime_server.releases.followers import Follower, Followers
 from runtime_server.releases.rollout_service import RolloutService
+from runtime_server.serving.adapting import adaptation_service, check_adapt, labelled_windows
 from runtime_server.serving.announcement import Announcement
 from runtime_server.serving.loading import Loaded, Loader
 from runtime_server.serving.server_config import ServerConfig
@@ -62,6 +65,7 @@ class Server:
             raise UsageError(
                 "--broker: several ranks need one that outlives each of them, such as `ssc server broker`; give its URL"
             )
+        check_adapt(config, self._ranks.world)
         self._state = ServerState(config.state)
         self._broker: Broker | None = None
         if config.broker is None:
@@ -139,7 +143,13 @@ class Server:
             keep_address(state.root, self._address)
         rate, suspects = RateLimit(self._config.max_rate), Suspects(state.root / "suspects", ranks.partitions)
         trainer, shares = training.trainer if training else None, StreamShares(hub)
-        ingest = Ingest(hub, loaded.generations, trainer, ledger, rate, suspects, shares)
+        known = KnownAdaptations(state.root / "adaptations", loaded.generations)
+        labelled = labelled_windows(HeadClipsFolder(state.head_clips), _LOG.warning)
+        adaptation = adaptation_service(self._config, loaded, known, hub, labelled)
+        ingest = Ingest(
+            hub, loaded.generations, trainer, ledger, rate, suspects, shares,
+            adaptations=known, hear=adaptation.hear if adaptation else None,
+        )  # fmt: skip
         announcement = Announcement(hub, loaded, self._config.replicas)
         mend = announcement.mend if ranks.first else None
         restart = self._broker.restart_when_there_is_room if self._broker else None
@@ -160,6 +170,7 @@ class Server:
             ledger=ledger, ingest=ingest, shares=shares, followers=followers, releases=releases,
             watch=ServiceWatch(hub, ingest, ranks.partitions, mend, restart),
             training_loop=self._training_loop(hub, loaded, ledger, releases.released), jobs=Jobs(),
+            adaptation=adaptation,
         )  # fmt: skip
         status = ServerStatus(parts)
         if ranks.first:
@@ -183,6 +194,8 @@ class Server:
         jobs.start("shares", parts.shares.run())
         if self._ranks.first:
             jobs.start("releases", parts.releases.run())
+        if parts.adaptation is not None:
+            jobs.start("adaptation", parts.adaptation.run())
         if parts.broker is not None:
             jobs.start("broker", parts.broker.keep_running())
         if parts.training_loop is not None:

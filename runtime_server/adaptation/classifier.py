@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import torch
@@ -19,14 +19,15 @@ class Classifier(nn.Module):
     """Logits of labels from windows.
 
     Args:
-        encoder: maps (n, samples) to (n, d); its norms keep their statistics.
+        encoder: maps (n, samples) to (n, d); its norms, which are in graphs, keep their statistics.
         head: its scores are the softmax of these logits, with its temperature.
+        layers: names in `norm_layers(encoder)` that may change; None: all.
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, encoder: fx.GraphModule, head: Head) -> None:
+    def __init__(self, encoder: nn.Module, head: Head, layers: Collection[str] | None = None) -> None:
         """Raises UsageError for a head whose labels exclude nothing, because their entropy says nothing."""
         super().__init__()
         if head.scores_by != "softmax":
@@ -37,7 +38,7 @@ class Classifier(nn.Module):
         self.register_buffer("bias", torch.from_numpy(np.frombuffer(head.bias, "<f4") / head.temperature))
         for parameter in encoder.parameters():
             parameter.requires_grad_(False)
-        for name in norm_layers(encoder):
+        for name in norm_layers(encoder) if layers is None else layers:
             for part in ("weight", "bias"):
                 encoder.get_parameter(f"{name}.{part}").requires_grad_(True)
 
@@ -50,13 +51,16 @@ class Classifier(nn.Module):
         return {name: value for name, value in self.encoder.named_parameters() if value.requires_grad}
 
 
-def norm_layers(encoder: fx.GraphModule) -> list[str]:
-    """The normalisation layers with a scale and a shift, in the order in which they run, each once."""
-    return list(dict.fromkeys(_names(encoder)))
+def norm_layers(encoder: nn.Module) -> list[str]:
+    """The normalisation layers with a scale and a shift in its graphs, in the order in which they run, each once."""
+    graphs = [(f"{path}." if path else "", part) for path, part in encoder.named_modules()]
+    return list(
+        dict.fromkeys(path + name for path, part in graphs if isinstance(part, fx.GraphModule) for name in _names(part))
+    )
 
 
-def _names(encoder: fx.GraphModule) -> Iterator[str]:
-    for node in encoder.graph.nodes:
+def _names(graph_module: fx.GraphModule) -> Iterator[str]:
+    for node in graph_module.graph.nodes:
         kind = getattr(node.target, "__name__", "").partition(".")[0]
         if node.op != "call_function" or kind not in _NORMS:
             continue

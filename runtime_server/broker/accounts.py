@@ -23,7 +23,9 @@ _ANONYMOUS = "_anyone"
 
 _DIRECT_GET = "$JS.API.DIRECT.GET"
 _OBJECTS = f"{_DIRECT_GET}.OBJ_{subjects.BUNDLES}"
-_READABLE = (subjects.RELEASES, subjects.TABLES, subjects.HEADS)
+_BY_OWNER = (subjects.TABLES, subjects.HEADS, subjects.ADAPTATIONS)
+"""Buckets whose keys are for all devices of a target, or for one device."""
+_READABLE = (subjects.RELEASES, *_BY_OWNER)
 _MAX_CONNECTIONS = 32
 """For one device. Connections over a broken link linger until the broker has noticed."""
 _BATCH_PATIENCE = "10s"
@@ -77,11 +79,7 @@ def _device(name: str, key: str) -> _Rules:
     No subject ends in `*`: nats-server lets a client with permission for `a.*` subscribe to `a.>`.
     """
     readable = [(subjects.RELEASES, ">")]
-    readable += [
-        (bucket, key)
-        for bucket in (subjects.TABLES, subjects.HEADS)
-        for key in (f"{subjects.ALL_DEVICES}.>", f"{name}.>")
-    ]
+    readable += [(bucket, key) for bucket in _BY_OWNER for key in (f"{subjects.ALL_DEVICES}.>", f"{name}.>")]
     requests = [
         subjects.frames(name),
         subjects.clips(name),

@@ -40,6 +40,7 @@ from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import MANIFEST, SIGNATURE, Bundle
 from runtime_edge.formats.credentials import Address, explain, named, servers
 from runtime_edge.formats.records import release as releases
+from runtime_edge.formats.records.adaptation import Adaptation
 from runtime_edge.formats.records.head import Head
 from runtime_edge.formats.records.release import Release, ReleasedBundle
 from runtime_edge.formats.records.report import decode_report
@@ -246,6 +247,14 @@ class Hub:
     async def put_head(self, head: Head, key: minisign.SecretKey | None, target: str, device: str | None) -> None:
         """Give a head to every device of a target, or to one device."""
         await self._records.put(self.stream, "head", subjects.table_key(target, device), head.to_json(), key)
+
+    @raises_link_error
+    async def put_adaptation(
+        self, adaptation: Adaptation, key: minisign.SecretKey | None, target: str, device: str | None
+    ) -> int:
+        """Give an adaptation to every device of a target, or to one device; returns the bytes of its record."""
+        name, body = subjects.table_key(target, device), adaptation.to_json()
+        return await self._records.put(self.stream, "adaptation", name, body, key)
 
     @raises_link_error
     async def upgrade_records(self, key: minisign.SecretKey) -> None:

@@ -26,7 +26,7 @@ def clock_ms() -> int:
 
 
 class SignedRecordWriter:
-    """Writes tables, heads and releases.
+    """Writes tables, heads, releases and adaptations.
 
     A record's number is the clock's milliseconds, or one more than the highest earlier number if that is larger. The
     highest earlier number is the one on the broker or, with `state`, the highest ever seen here
@@ -39,8 +39,8 @@ class SignedRecordWriter:
 
     async def put(
         self, stream: JetStreamContext, kind: Kind, key: str, body: bytes, secret: minisign.SecretKey | None
-    ) -> None:
-        """Store a record under a key. Raises what the library raises."""
+    ) -> int:
+        """Store a record under a key; returns its size, bytes. Raises what the library raises."""
         bucket = await stream.key_value(ABOUT[kind].bucket)
         while True:
             present, revision = await _present(bucket, key)
@@ -51,7 +51,7 @@ class SignedRecordWriter:
             except nats.js.errors.KeyWrongLastSequenceError:
                 continue  # somebody else was faster: the next number is above theirs
             self._note(data, kind, key, secret)
-            return
+            return len(data)
 
     async def upgrade(self, stream: JetStreamContext, secret: minisign.SecretKey) -> None:
         """Number the records that an earlier version signed, and log which numbered records were put back.

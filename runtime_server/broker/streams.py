@@ -53,6 +53,7 @@ def all_streams() -> list[StreamConfig]:
         letters,
         bucket(subjects.TABLES, max_msgs_per_subject=5),
         bucket(subjects.HEADS, max_msgs_per_subject=5),
+        bucket(subjects.ADAPTATIONS, max_msgs_per_subject=5),
         bucket(subjects.RELEASES, max_msgs_per_subject=20),
         bucket(subjects.PRESENCE, max_age=_PRESENCE_TTL_S, max_msg_size=MAX_REPORT_BYTES, **theirs),
         bucket(subjects.LEARNT, max_msg_size=MAX_LEARNT_BYTES, **theirs),

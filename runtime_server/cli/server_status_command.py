@@ -77,6 +77,8 @@ def server_lines(own: dict[str, Any]) -> list[str]:
         above = energy["above_idle_a_step"]
         told = "" if above is None else f", {above:.3g} J above idle"
         lines.append(f"{energy['joules_a_step']:.3g} J a training step{told}, by {energy['source']}")
+    if adaptation := own.get("adaptation"):
+        lines += adaptation_lines(adaptation)
     if left_out := own.get("out_of_range"):
         worst = max(left_out, key=lambda device: left_out[device])
         lines.append(
@@ -100,6 +102,14 @@ def server_lines(own: dict[str, Any]) -> list[str]:
             proven += f", {count} wait for their budget"
         lines.append(f"release {entry['generation']}: {entry['status']}, {proven}")
     return lines
+
+
+def adaptation_lines(told: dict[str, Any]) -> list[str]:
+    """What adaptation has done since the start, and why some devices are not adapted."""
+    windows = told["windows"]
+    done = f"{told['sent']} sent ({size(told['bytes'])}), {told['refused']} refused, {told['withdrawn']} taken back"
+    used = f"{windows['training']} windows trained, {windows['judging']} judged, {windows['dropped']} dropped"
+    return [f"adaptation by {told['method']}: {done}; {used}", *(f"no adaptation: {why}" for why in told["waits"])]
 
 
 def device_row(name: str, report: dict[str, Any], arrived: int) -> list[str]:

@@ -20,8 +20,8 @@ PASS_S = 0.05
 """The duration of a pass to aim for, s: a slow suffix gets fewer frames, so that others do not wait much longer."""
 _MAX_FRAMES, _MAX_BYTES = 256, 64 << 20
 
-Key = tuple[int, int, int]
-"""Generation, cut, and the stream position of a suspect, or 0."""
+Key = tuple[int, int, int, int]
+"""Generation, cut, the model that made the frames, and the stream position of a suspect, or 0."""
 
 
 class Backlog:
@@ -46,7 +46,7 @@ class Backlog:
     def add(self, arrival: Arrival, suspect: bool = False) -> None:
         """Add a frame."""
         header = arrival.header
-        key = header.generation, header.cut, arrival.sequence if suspect else 0
+        key = header.generation, header.cut, header.model, arrival.sequence if suspect else 0
         self._groups.setdefault(key, deque()).append(arrival)
         self._frames += 1
         self._bytes += len(arrival.payload)
@@ -68,7 +68,7 @@ class Backlog:
             del self._groups[key]
         self._frames -= len(arrivals)
         self._bytes -= sum(len(arrival.payload) for arrival in arrivals)
-        return FrameBatch(key[0], key[1], arrivals, suspect=key[2] > 0)
+        return FrameBatch(key[0], key[1], arrivals, suspect=key[3] > 0)
 
     def record_duration(self, batch: FrameBatch, seconds: float) -> None:
         """Use a pass's duration to decide how many frames the next one of its kind may hold."""

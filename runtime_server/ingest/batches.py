@@ -15,7 +15,7 @@ from runtime_server.suffix.generations import Generation
 
 @dataclass(frozen=True)
 class FrameBatch:
-    """Frames for one pass through a suffix."""
+    """Frames for one pass through a suffix, all made by one model."""
 
     generation: int
     cut: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
+from torch import Tensor
 
 from runtime_edge.formats.wire import Reply
 from runtime_server.ingest.arrival import Arrival
@@ -15,14 +16,24 @@ from runtime_server.suffix.generations import Generations
 from runtime_server.training.mixtures import Mixtures
 from runtime_server.training.trainer import Trainer
 
+Hear = Callable[[str, int, Tensor], None]
+"""Gets the name of a device, its generation and a window (1, samples) float32; it must not wait."""
+
 
 class CountStage:
-    """Owns the counting thread and the devices' mixtures; nothing else adds to the ledger."""
+    """Owns the counting thread and the devices' mixtures; nothing else adds to the ledger.
+
+    `hear` gets each new window that arrived as audio.
+    """
 
     def __init__(
-        self, generations: Generations, ledger: Ledger | PartitionedLedger, trainer: Trainer | None = None
+        self,
+        generations: Generations,
+        ledger: Ledger | PartitionedLedger,
+        trainer: Trainer | None = None,
+        hear: Hear | None = None,
     ) -> None:
-        self._generations, self._ledger, self._trainer = generations, ledger, trainer
+        self._generations, self._ledger, self._trainer, self._hear = generations, ledger, trainer, hear
         self._mixtures, self._thread = Mixtures(), StageThread("count")
 
     async def count(self, completed: CompletedBatch) -> CountedBatch:
@@ -58,8 +69,8 @@ class CountStage:
             if completion.embedding is None:
                 replies.append(arrival.reply(newest, completion.status))
                 continue
-            if next(new) and self._trainer is not None and completion.activation is not None:
-                self._trainer.add(arrival.window(completion.activation, completion.in_range))
+            if next(new) and completion.activation is not None:
+                self._learn(arrival, completion.activation, completion.in_range)
             embedding = completion.embedding.numpy()
             whole = arrival.asked == "everything"
             boot = "" if whole else arrival.boot
@@ -67,6 +78,15 @@ class CountStage:
             replies.append(arrival.reply(newest, "ok", embedding, mixture))
         windows = sum(first)
         return CountedBatch(completed.batch, completions, replies, windows, len(ids) - windows)
+
+    def _learn(self, arrival: Arrival, activation: Tensor, in_range: bool) -> None:
+        """Pass a new window, (rows, ...) at its cut, to those who learn from it."""
+        header = arrival.header
+        if self._hear is not None and header.cut == 0 and in_range:
+            self._hear(arrival.device, header.generation, activation)
+        generation = self._generations.get(header.generation)
+        if self._trainer is not None and (generation is None or generation.trains_on(header)):
+            self._trainer.add(arrival.window(activation, in_range))
 
     def _unless_counted(self, arrival: Arrival, completion: Completion) -> Completion:
         """The completion; no dead letter for a counted frame that is redelivered after its audio stream moved on."""

@@ -173,11 +173,13 @@ class FrameReplay:
         return "old" if arrival.message.metadata.timestamp < oldest else ""
 
     def _window(self, arrival: Arrival) -> TrainingWindow | None:
-        """The window to train on; None if its generation is no longer kept. Raises FrameError."""
+        """The window to train on; None if its generation is no longer kept or did not make it. Raises FrameError."""
         generation = self._generations.get(arrival.header.generation)
         if generation is None:
             return None
         activation = torch.tensor(self._streams.activation(generation, arrival))
+        if not generation.trains_on(arrival.header):
+            return None
         return arrival.window(activation, *generation.in_range(arrival.header.cut, activation[None]))
 
 

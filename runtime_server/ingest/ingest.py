@@ -27,6 +27,7 @@ from runtime_edge.base.aio import cancel_all
 from runtime_edge.base.broker_errors import BROKER_ERRORS, reason
 from runtime_edge.errors import FrameError
 from runtime_edge.formats import subjects
+from runtime_server.adaptation.known_adaptations import KnownAdaptations
 from runtime_server.broker.consumer import ACK_WAIT_S, HeldMessages, PullConsumer, delivery
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.stream_shares import StreamShares
@@ -36,7 +37,7 @@ from runtime_server.ingest.arrival import decode_arrival
 from runtime_server.ingest.backlog import PASS_S, Backlog
 from runtime_server.ingest.batches import CompletedBatch, FrameBatch
 from runtime_server.ingest.complete_stage import CompleteStage
-from runtime_server.ingest.count_stage import CountStage
+from runtime_server.ingest.count_stage import CountStage, Hear
 from runtime_server.ingest.decode_stage import DecodeStage
 from runtime_server.ingest.rate import RateLimit
 from runtime_server.state.ledger import Ledger, PartitionedLedger
@@ -64,6 +65,8 @@ class Ingest:
         rate: limits the frames of each device.
         suspects: which frame crashed an earlier process.
         shares: learns each message's size in the stream.
+        adaptations: those that devices may run, whose frames are completed with the same weights.
+        hear: gets each new window that arrived as audio.
         ack_wait_s: how soon the broker redelivers the messages of a dead process.
         again_s: how soon a frame is redelivered that could not be stored as a dead letter.
     """
@@ -78,14 +81,16 @@ class Ingest:
         suspects: Suspects | None = None,
         shares: StreamShares | None = None,
         *,
+        adaptations: KnownAdaptations | None = None,
+        hear: Hear | None = None,
         ack_wait_s: float = ACK_WAIT_S,
         again_s: float = AGAIN_S,
     ) -> None:
         self._hub, self._generations = hub, generations
         self._rate, self._suspects, self._shares = rate or RateLimit(), suspects, shares
         self._backlog, self._held = Backlog(), HeldMessages(ack_wait_s)
-        self._decode, self._complete = DecodeStage(generations), CompleteStage()
-        self._count = CountStage(generations, ledger, trainer)
+        self._decode, self._complete = DecodeStage(generations, adaptations), CompleteStage()
+        self._count = CountStage(generations, ledger, trainer, hear)
         self._answer = AnswerStage(hub, self._held, again_s)
         self.ledger = ledger
         self.consumers: dict[int, PullConsumer] = {}

@@ -49,6 +49,8 @@ class LastReport:
     """Bytes a day that it may spend on updates."""
     waits: WaitingUpdate | None
     traffic: DeviceTraffic
+    target: str = ""
+    """Empty if it names none."""
 
     @classmethod
     def of(cls, report: Mapping[str, Any], at: float) -> LastReport | None:
@@ -57,7 +59,9 @@ class LastReport:
         if not isinstance(bundle, str):
             return None
         well, waits = not report.get("on_trial", True), waiting_update(report)
-        return cls(at, bundle, well, per_day(report), waits, DeviceTraffic.of(report))
+        target = report.get("target")
+        traffic, target = DeviceTraffic.of(report), target if isinstance(target, str) else ""
+        return cls(at, bundle, well, per_day(report), waits, traffic, target)
 
     @property
     def until(self) -> float | None:

@@ -44,13 +44,15 @@ class Loaded:
     """What was loaded from the disk."""
 
     key: minisign.SecretKey
-    """Signs releases, tables and heads."""
+    """Signs releases, tables, heads and adaptations."""
     generations: Generations
     rollout: Rollout
     unreleased: int | None
     """A generation that was compiled but never offered to devices; only on the first rank."""
     training: Training | None
     """None: the server does not train."""
+    larger: LargerEncoder | None = None
+    """The larger encoder that helps to complete windows sent as audio, if there is one."""
 
 
 class Loader:
@@ -66,7 +68,8 @@ class Loader:
         """
         number = 0 if self._ranks.first else self._ranks.sum(0)[0]
         key = self._state.signing_key(self._config.key)
-        generations = Generations(self._encoder.graph, precision=self._config.precision, larger=self._larger())
+        larger = self._larger()
+        generations = Generations(self._encoder.graph, precision=self._config.precision, larger=larger)
         rollout = Rollout(self._state.root / "rollout.json", self._config.rollout)
         newest = self._fill(generations, rollout, key)
         unreleased = None
@@ -78,7 +81,7 @@ class Loader:
         training = self._training(generations.get(number) or newest, generations, rollout, key)
         if self._ranks.first:
             self._ranks.sum(newest.number)
-        return Loaded(key, generations, rollout, unreleased, training)
+        return Loaded(key, generations, rollout, unreleased, training, larger)
 
     def _fill(self, generations: Generations, rollout: Rollout, key: minisign.SecretKey) -> Generation:
         """Fill `generations` from the state directory, or with the given bundle as the first; returns the newest."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runtime_server.adaptation.adaptation_loop import AdaptConfig
 from runtime_server.broker.access import SecurityConfig
 from runtime_server.ingest.frame_replay import ReplayConfig
 from runtime_server.ingest.rate import FRAMES_PER_S
@@ -33,6 +34,7 @@ class ServerConfig:
     calibrate: Path | None = None
     larger: Path | None = None
     """An encoder that completes windows that arrive as audio (docs/cascade.md)."""
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
     training: bool = True
     threads: int = 1
     precision: Precision = "float32"

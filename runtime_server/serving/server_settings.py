@@ -13,6 +13,7 @@ from typing import Literal
 
 from runtime_edge.errors import UsageError
 from runtime_edge.settings import setting
+from runtime_server.adaptation.adaptation_loop import AdaptConfig, MethodName
 from runtime_server.broker.access import SecurityConfig
 from runtime_server.ingest.frame_replay import ReplayConfig
 from runtime_server.ingest.rate import FRAMES_PER_S
@@ -46,6 +47,21 @@ class ServerSettings:
         "Also complete windows that arrive as audio with this larger encoder; the recordings of calibrate map its "
         "embeddings to those of ENCODER.PT.",
         example="larger.pt",
+    )
+    adapt: MethodName | None = setting(
+        None,
+        "Adapt devices to what they hear now, through their normalisation layers, from the windows that they send as "
+        "audio: cema, with the encoder of larger as its teacher, or tent, eata or sar without one.",
+        example="cema",
+    )
+    adapt_shared: bool = setting(False, "One adaptation for all devices of a target instead of one each.")
+    adapt_least_s: float = setting(
+        AdaptConfig.least_s, "Minimum number of seconds between two adaptations of a device: each costs it 20 kB.", ge=1
+    )
+    adapt_devices: int = setting(
+        AdaptConfig.devices,
+        "How many devices to adapt at the same time, those heard last: each has its own encoder, teacher and windows.",
+        ge=1,
     )
     training: bool | None = setting(
         None,
@@ -164,6 +180,7 @@ class ServerSettings:
         return ServerConfig(
             bundle=bundle, state=self.state, broker=self.broker, replicas=self.replicas, host=self.host, port=self.port,
             mqtt_port=self.mqtt_port, key=self.key, calibrate=self.calibrate, larger=self.larger,
+            adapt=AdaptConfig(self.adapt, self.adapt_shared, self.adapt_least_s, self.adapt_devices),
             training=untrained if self.training is None else self.training,
             threads=self.threads, precision=self.precision, train=self._train(),
             security=SecurityConfig(self.auth, self.credentials, self.tls_cert, self.tls_key, self.tls_ca),

@@ -12,6 +12,7 @@ import msgspec
 from nats.aio.msg import Msg
 
 from runtime_edge.base.aio import cancel_all
+from runtime_server.adaptation.adaptation_service import AdaptationService
 from runtime_server.broker.broker_process import Broker
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.stream_shares import StreamShares
@@ -84,6 +85,8 @@ class ServerParts:
     releases: RolloutService
     training_loop: TrainingLoop | None
     jobs: Jobs
+    adaptation: AdaptationService | None = None
+    """None: devices are not adapted."""
 
 
 class ServerStatus:
@@ -129,6 +132,7 @@ class ServerStatus:
             "peak_memory": {"bytes": peak_memory_bytes(), "source": PEAK_MEMORY},
             "replay": asdict(loop.replayed) if loop and loop.replayed else None,
             "losses": [{"step": item.step, "seconds": round(item.seconds, 4), **item.losses} for item in history],
+            "adaptation": self._parts.adaptation.status() if self._parts.adaptation else None,
             "rollout": self._parts.releases.status(),
             "releases": [asdict(outcome) for outcome in training.release_gate.outcomes] if training else [],
         }
@@ -162,6 +166,7 @@ class ServerStatus:
             peak_memory_bytes=peak_memory_bytes(),
             device_traffic=self._parts.releases.traffic().hour.traffic,
             release_is_paced=bool(self._parts.releases.paced),
+            adaptation=told["adaptation"],
         )
 
     async def answer(self, message: Msg) -> None:

@@ -7,7 +7,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -57,6 +57,8 @@ class Generation:
     codecs: FrameCodecs
     larger: AlignedEncoder | None = None
     """The larger encoder that helps to complete windows sent as audio, if there is one."""
+    adaptation: int = 0
+    """The number that frames carry if an adaptation has changed the weights; 0: they are as compiled."""
 
     @cached_property
     def _limits(self) -> list[ActivationLimit]:
@@ -69,11 +71,15 @@ class Generation:
     @cached_property
     def model_number(self) -> int:
         """The number that identifies its model in frames."""
-        return model_number(self.bundle.manifest)
+        return self.adaptation or model_number(self.bundle.manifest)
 
     def made(self, header: FrameHeader) -> bool:
         """Whether a frame was made with this bundle; frames of version 1 do not say, and are trusted."""
         return header.model in (NO_MODEL, self.model_number)
+
+    def trains_on(self, header: FrameHeader) -> bool:
+        """Whether its blocks can learn from a frame: not behind a cut if an adapted device made it."""
+        return header.cut == 0 or self.made(header)
 
     @property
     def number(self) -> int:
@@ -121,6 +127,15 @@ class Generations:
             self._by_number[generation.number] = generation
             self._retire()
         return generation
+
+    def adapted(self, generation: Generation, tensors: Tensors, adaptation: int) -> Generation:
+        """A generation with other weights, which frames name by the number of an adaptation. It is not kept here.
+
+        Raises BundleError if the weights do not fit.
+        """
+        model = cut_model(self.graph, generation.bundle, tensors)
+        served = ServedBlocks(model.segments, self._precision)
+        return replace(generation, model=model, served=served, adaptation=adaptation)
 
     def protect(self, numbers: Iterable[int]) -> None:
         """Protect the generations that devices are told to run from retirement, however old they are."""

@@ -56,8 +56,11 @@ class AlignedEncoder:
 
     def embed(self, windows: Tensor, own: Tensor) -> Tensor:
         """Windows (n, samples) float32 and the generation's embeddings of them (n, d) -> (n, d) of unit norm."""
-        mapped = _mapped(self.larger(windows), self.mean, self.weights, self.bias)
-        return functional.normalize(mapped + OWN_SHARE * own, dim=1)
+        return functional.normalize(self.mapped(self.larger(windows)) + OWN_SHARE * own, dim=1)
+
+    def mapped(self, embeddings: Tensor) -> Tensor:
+        """The generation's embeddings (n, d), of unit norm, from the larger encoder's (n, D); differentiable."""
+        return _mapped(embeddings, self.mean, self.weights, self.bias)
 
 
 class LargerEncoder:
@@ -66,13 +69,14 @@ class LargerEncoder:
     Args:
         embed: maps windows (n, samples) float32 to embeddings (n, D), without gradients.
         windows: (n, samples) float32 of recordings such as devices hear.
+        graph: the uncut encoder, from which a teacher can be made.
     """
 
-    def __init__(self, embed: Embed, windows: Tensor) -> None:
+    def __init__(self, embed: Embed, windows: Tensor, graph: EncoderGraph | None = None) -> None:
         """Raises UsageError if there are too few windows."""
         if len(windows) < LEAST_WINDOWS:
             raise UsageError(f"--calibrate: {len(windows)} windows are too few for --larger; give {LEAST_WINDOWS}")
-        self._embed, self._windows = embed, windows
+        self._embed, self._windows, self.graph = embed, windows, graph
         self._embeddings = in_batches(embed, windows)
 
     @classmethod
@@ -93,7 +97,7 @@ class LargerEncoder:
                 f"send {asked[1]} at {asked[0]} Hz; give an encoder for those"
             )
         windows = sample_windows(recordings, *asked, front_end.hop_samples, MAX_WINDOWS, seed)
-        return cls(whole(larger.graph), torch.from_numpy(windows))
+        return cls(whole(larger.graph), torch.from_numpy(windows), larger.graph)
 
     def aligned(self, embed: Embed) -> AlignedEncoder:
         """The encoder with a map to the embeddings (n, d) that a generation computes from windows (n, samples)."""
@@ -125,5 +129,4 @@ def _fit(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _mapped(embeddings: Tensor, mean: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return functional.normalize((embeddings - mean) @ weights + bias, dim=1)
+    return functional.normalize((embeddings - mean) @ weights + bias, dim=1)

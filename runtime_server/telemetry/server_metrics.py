@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime_edge.base.histogram import Histogram
 from runtime_edge.base.prometheus import counters, gauge, gauges, histograms, info
@@ -77,6 +77,8 @@ class ServerMeasurements:
     """Traffic of all present devices in an hour, as they report it."""
     release_is_paced: bool = False
     """Whether the next release waits for a budget."""
+    adaptation: Mapping[str, Any] | None = None
+    """`AdaptationService.status`; None if devices are not adapted."""
 
 
 RECEIVED = "payloads of messages, counted by the broker's client"
@@ -108,11 +110,21 @@ def families(measured: ServerMeasurements) -> Iterator[Metric]:
     traffic = {kind: count / 3600 for kind, count in measured.device_traffic._asdict().items()}
     yield gauges(_PREFIX + "device_bytes_per_second", text, "kind", traffic)
     yield gauge(_PREFIX + "release_paced", "Whether the next release waits for a budget.", measured.release_is_paced)
+    if measured.adaptation is not None:
+        yield from _adaptation(measured.adaptation)
     if measured.latency_ms:
         text = "Time of a batch in the suffix, and of a frame from its arrival to its answer."
         yield histograms(_PREFIX + "latency_seconds", text, "of", measured.latency_ms.items())
     if measured.training is not None:
         yield from _training(measured.training)
+
+
+def _adaptation(told: Mapping[str, Any]) -> Iterator[Metric]:
+    outcomes = {outcome: told[outcome] for outcome in ("sent", "refused", "withdrawn")}
+    yield counters(_PREFIX + "adaptations", "Since the start, by what came of them.", "outcome", outcomes)
+    yield counters(_PREFIX + "adaptation_bytes", "Of the adaptations sent since the start.", "", {"": told["bytes"]})
+    text = "Windows that arrived as audio since the start, by what adaptation did with them."
+    yield counters(_PREFIX + "adaptation_windows", text, "use", told["windows"])
 
 
 def _training(training: TrainingStatus) -> Iterator[Metric]:

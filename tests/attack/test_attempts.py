@@ -83,7 +83,8 @@ class ServedFleet(Fleet):
             await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)
             assert started.done(), running.result()
             await self.hub.connect()
-            for bucket, name in itertools.product((subjects.TABLES, subjects.HEADS, subjects.LEARNT), (VICTIM, OTHER)):
+            buckets = (subjects.TABLES, subjects.HEADS, subjects.ADAPTATIONS, subjects.LEARNT)
+            for bucket, name in itertools.product(buckets, (VICTIM, OTHER)):
                 key = name if bucket == subjects.LEARNT else f"{name}.rpi4"
                 await (await self.hub.stream.key_value(bucket)).put(key, SECRET.encode())
             for device in self.peaceful:

@@ -31,7 +31,7 @@ def test_a_device_with_its_own_credentials_does_all_it_needs(guarded):
         async with guarded.running() as hub, guarded.linked("pi-1") as link:
             tables = await hub.stream.key_value(subjects.TABLES)
             await tables.put("_all.rpi4", b"for all")
-            for bucket in (subjects.TABLES, subjects.HEADS):
+            for bucket in (subjects.TABLES, subjects.HEADS, subjects.ADAPTATIONS):
                 await link.watch(bucket, ["_all.rpi4", "pi-1.rpi4"], on_change)
             await link.watch(subjects.RELEASES, ["rpi4"], on_change)
             await tables.put("pi-1.rpi4", b"own")

@@ -6,7 +6,10 @@ from example_records import head
 from toys import Tiny
 
 from runtime_server.adaptation.classifier import Classifier
-from runtime_server.suffix.generations import copy_module
+from runtime_server.adaptation.recipient import Recipient
+from runtime_server.suffix.generations import Generations, copy_module
+from runtime_server.suffix.larger_encoder import LargerEncoder, whole
+from streamsplit_compile.encoder.encoders import load_encoder
 
 LABELS = ("a", "b", "c", "d")
 
@@ -34,3 +37,35 @@ def classifier(tiny_encoder, softmax_head):
 @pytest.fixture
 def windows():
     return torch.from_numpy(np.random.default_rng(1).standard_normal((32, 1024)).astype(np.float32))
+
+
+@pytest.fixture(scope="session")
+def larger(tiny_encoder, tmp_path_factory):
+    """Another encoder for the same windows, mapped to the embeddings of the first."""
+    path = tmp_path_factory.mktemp("larger") / "larger.pt"
+    torch.save(Tiny(7).state_dict(), path)
+    graph = load_encoder(path, "toys:Tiny").graph
+    heard = torch.from_numpy(np.random.default_rng(2).standard_normal((200, 1024)).astype(np.float32))
+    return LargerEncoder(whole(graph), heard, graph)
+
+
+@pytest.fixture
+def adaptable(tiny_encoder, adaptable_bundle):
+    """Generations with one that can be adapted."""
+    known = Generations(tiny_encoder.graph)
+    known.add(adaptable_bundle, tiny_encoder.tensors)
+    return known
+
+
+@pytest.fixture
+def taught(tiny_encoder, adaptable_bundle, larger):
+    """The same, with a larger encoder."""
+    known = Generations(tiny_encoder.graph, larger=larger)
+    known.add(adaptable_bundle, tiny_encoder.tensors)
+    return known
+
+
+@pytest.fixture
+def recipient(softmax_head, adaptable_bundle):
+    head = msgspec.structs.replace(softmax_head, encoder=adaptable_bundle.manifest.info.encoder.id)
+    return Recipient("rpi4", "pi-1", head)

@@ -76,7 +76,7 @@ def test_small_payloads_are_a_warning_with_the_setting(tmp_path, free_port, capl
 @pytest.mark.parametrize(
     ("limits", "setting"),
     [
-        ("{max_file: 20GB, max_streams: 3}", "it admits too few streams: set max_streams of the account to 8 at least"),
+        ("{max_file: 20GB, max_streams: 3}", "it admits too few streams: set max_streams of the account to 9 at least"),
         (
             "{max_file: 10MB}",
             r"its JetStream store is too small: .* set max_file_store: 8GB .*, and max_file of the account",

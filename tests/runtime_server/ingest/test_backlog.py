@@ -11,8 +11,8 @@ LONG_AGO = -1.0
 SOON = 1e9
 
 
-def arrival(at, generation=1, cut=1, size=10, sequence=1):
-    header = SimpleNamespace(generation=generation, cut=cut)
+def arrival(at, generation=1, cut=1, size=10, sequence=1, model=0):
+    header = SimpleNamespace(generation=generation, cut=cut, model=model)
     return SimpleNamespace(header=header, arrived=at, payload=bytes(size), sequence=sequence)
 
 
@@ -31,6 +31,13 @@ def test_frames_of_one_generation_and_cut_go_together_in_order(backlog):
     ]
     assert backlog.next_batch(SOON) is None
     assert len(backlog) == 0
+
+
+def test_frames_of_an_adapted_device_go_alone(backlog):
+    for number in range(6):
+        backlog.add(arrival(float(number), model=7 * (number % 2)))
+    batches = [backlog.next_batch(SOON).arrivals for _ in range(2)]
+    assert [[frame.header.model for frame in frames] for frames in batches] == [[0, 0, 0], [7, 7, 7]]
 
 
 def test_a_full_pass_need_not_wait_and_the_others_wait_their_time(backlog):

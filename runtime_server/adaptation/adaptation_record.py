@@ -1,0 +1,88 @@
+"""Makes the adaptation that a device is sent: the layers by block, and what each of its compiled variants must give.
+
+The device's own code runs each variant with the new layers: its answer to the self-test's waveform becomes part of the
+adaptation. A variant that follows the layers less well than it follows the compiled weights is left out, so that
+devices which run it refuse the adaptation: int8 files keep the activation scales that were measured at compile time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from runtime_edge.formats.encoder.parts import Expected
+from runtime_edge.formats.model_id import model_digest
+from runtime_edge.formats.records.adaptation import Adaptation, AdaptedLayer
+from runtime_edge.inference.prefix import Prefix
+from runtime_edge.inference.self_test import self_test_waveform
+from runtime_server.adaptation.adaptation_judge import embedded
+from runtime_server.suffix.generations import CutModel, Generation
+
+_LOG = logging.getLogger(__name__)
+MOST_COSINE_LOST = 0.01
+"""By how much the median cosine between a variant and the float encoder may be lower than with compiled weights."""
+CREATED_BY = "ssc server run"
+
+
+def make_adaptation(
+    generation: Generation, adapted: CutModel, layers: Sequence[AdaptedLayer], windows: Tensor
+) -> Adaptation | None:
+    """An adaptation of a generation, or None if no variant follows it.
+
+    Args:
+        generation: the compiled weights and their bundle.
+        adapted: the same encoder with the layers in place.
+        layers: what changes; with none, the adaptation takes an earlier one back.
+        windows: (n, samples) float32 of the device, for comparing variants with the float encoder.
+
+    Raises what loading blocks raises.
+    """
+    info = generation.bundle.manifest.info
+    draft = Adaptation(
+        encoder=info.encoder.id,
+        generation=generation.number,
+        model=model_digest(generation.bundle.manifest),
+        created_by=CREATED_BY,
+        self_tests={},
+        layers=(),
+    )
+    if not layers:
+        return draft
+    unknown = Expected(embedding=np.zeros(info.encoder.embedding_dim, "<f4").tobytes(), tolerance=0.0)
+    variants = [name for name in generation.bundle.manifest.variants if name.startswith("onnx-")]
+    draft = msgspec.structs.replace(draft, self_tests=dict.fromkeys(variants, unknown), layers=tuple(layers))
+    found = dict(_self_tests(generation, adapted, draft, windows))
+    return msgspec.structs.replace(draft, self_tests=found) if found else None
+
+
+def _self_tests(
+    generation: Generation, adapted: CutModel, draft: Adaptation, windows: Tensor
+) -> Iterator[tuple[str, Expected]]:
+    """The self-test of each variant that follows the layers."""
+    bundle = generation.bundle
+    info, samples = bundle.manifest.info, windows.numpy()
+    chirp = self_test_waveform(info.front_end.window_samples, info.front_end.sample_rate)
+    wanted = [embedded(model, windows) for model in (generation.model, adapted)]
+    for variant in draft.self_tests:
+        plain, changed = Prefix(bundle, variant), Prefix(bundle, variant, adaptation=draft)
+        before, after = (
+            _median_cosine(prefix, samples, expected) for prefix, expected in zip((plain, changed), wanted, strict=True)
+        )
+        if not after >= before - MOST_COSINE_LOST:
+            _LOG.warning("%s does not follow an adaptation: cosine %.3f, compiled %.3f", variant, after, before)
+            continue
+        test = info.self_test.variants.get(variant, info.self_test)
+        yield variant, Expected(embedding=changed.embed(chirp).astype("<f4").tobytes(), tolerance=test.tolerance)
+
+
+def _median_cosine(prefix: Prefix, windows: npt.NDArray[np.float32], expected: Tensor) -> float:
+    """Between what a device computes of windows (n, samples) and embeddings (n, d)."""
+    found = torch.from_numpy(np.stack([prefix.embed(window) for window in windows]))
+    return float(functional.cosine_similarity(found, expected, dim=1).median())
