@@ -9,22 +9,11 @@ import numpy as np
 import pytest
 import torch
 from adapting import adapt
+from nudging import Nudge
 from waiting import until
 
 from runtime_server.adaptation.adaptation_loop import MAX_WAITING, AdaptationLoop, AdaptConfig
 from runtime_server.adaptation.known_adaptations import KnownAdaptations
-
-
-class Nudge:
-    """A method that moves shifts a little, by the loudness of what is heard."""
-
-    def __init__(self, generation, recipient, classifier, labelled):
-        self.classifier = classifier
-
-    def update(self, windows):
-        with torch.no_grad():
-            for name, value in self.classifier.adaptable().items():
-                value.add_(0.001 * windows.abs().mean() * name.endswith("bias"))
 
 
 @pytest.fixture
