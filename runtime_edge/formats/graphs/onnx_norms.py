@@ -5,7 +5,7 @@ convolution's scales. In each case a factor for each channel and a number added 
 tensors, without moving a byte of the rest. The compiler notes which tensors those are in the file's metadata
 (`streamsplit_compile.lowering.onnx_norms`).
 
-    data = adapted(data, {"features.0.1": (scale, shift)}, "block-01")
+    data = adapted(data, check_onnx(data, "block-01"), {"features.0.1": (scale, shift)}, "block-01")
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _MAX_BYTES = 4 << 20
 _TYPES = {1: "<f4", 6: "<i4", 10: "<f2"}
 """numpy's types of ONNX's float, int32 and float16."""
 Array = npt.NDArray[np.float32]
+Layers = Mapping[str, tuple[Array, Array]]
+"""Scale and shift of layers, by name."""
 Names = Annotated[tuple[Name, ...], Meta(max_length=4096)]
 
 
@@ -57,12 +59,11 @@ def norms_of(data: bytes, where: str) -> dict[str, NormTensors]:
     return _norms(check_onnx(data, where), where)
 
 
-def adapted(data: bytes, layers: Mapping[str, tuple[Array, Array]], where: str) -> bytes:
-    """The file in which each layer gives `scale * y + shift`, (channels,) float32 each, instead of `y`.
+def adapted(data: bytes, file: OnnxFile, layers: Layers, where: str) -> bytes:
+    """The checked file in which each layer gives `scale * y + shift`, (channels,) float32 each, instead of `y`.
 
     Raises BackendError for a layer that the file lacks or that has other channels, or a factor that is not positive.
     """
-    file = check_onnx(data, where)
     norms, changed = _norms(file, where), bytearray(data)
     for name, (scale, shift) in layers.items():
         if name not in norms:
