@@ -1,5 +1,6 @@
 """What adaptation needs is asked for at once, and what judges it is what was kept for the head."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -33,10 +34,16 @@ def test_what_does_not_go_together_is_refused(settings, ranks, reason):
     assert str(caught.value) == reason
 
 
-def test_what_goes_together_is_not():
+def test_what_goes_together_is_not(adaptable_bundle):
     check_adapt(config(None), 3)
-    check_adapt(config("eata"), 1)
-    check_adapt(config("cema", larger=Path("larger.pt")), 1)
+    for settings in (config("eata"), config("cema", larger=Path("larger.pt"))):
+        check_adapt(replace(settings, bundle=adaptable_bundle.path), 1)
+
+
+def test_a_bundle_that_cannot_be_adapted_is_named(small_bundle):
+    with pytest.raises(UsageError) as caught:
+        check_adapt(replace(config("tent"), bundle=small_bundle.path), 1)
+    assert str(caught.value) == f"--adapt tent: {small_bundle.path} cannot be adapted; compile it with --adaptable"
 
 
 def test_a_server_refuses_before_it_makes_anything(tiny_encoder, small_bundle, tmp_path):
