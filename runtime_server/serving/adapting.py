@@ -46,8 +46,8 @@ def adaptation_service(
         return None
     if not bundle.manifest.info.adaptable:
         raise UsageError(
-            f"--adapt {adapt.method}: {bundle.path}, which devices run, cannot be adapted; give a --state of its own to "
-            "a bundle that was compiled with --adaptable"
+            f"--adapt {adapt.method}: {bundle.path}, which devices run, cannot be adapted; start with a new --state and "
+            "a bundle compiled with --adaptable"
         )
     larger = None if loaded.larger is None else loaded.larger.graph
     loop = AdaptationLoop(
