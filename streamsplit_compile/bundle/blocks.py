@@ -15,6 +15,7 @@ from runtime_edge.errors import BackendError, BundleError, SscError, UsageError
 from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.encoder.parts import KeptGraph, VariantInfo
 from runtime_edge.formats.graphs.block_check import check_block
+from runtime_edge.formats.graphs.onnx_norms import norms_of
 from runtime_edge.formats.manifest import BlockInfo, BlockMetadata, Component, ExecutorInfo, Manifest, Variant
 from streamsplit_compile.bundle.bundle_writer import link_asset, write_asset
 from streamsplit_compile.bundle.digests import Digests, Tensors, combined_digest, tensor_digests
@@ -78,6 +79,11 @@ def norms_wanted(settings: NormSettings) -> Norms:
     if settings.keep_norms and settings.adaptable:
         raise UsageError("adaptable: folds norms and says where they are, keep_norms leaves them; give one of the two")
     return "kept" if settings.keep_norms else "adaptable" if settings.adaptable else "folded"
+
+
+def has_norms(bundle: Bundle) -> bool:
+    """Whether any ONNX file of a bundle says where a normalisation layer is. Raises BundleError."""
+    return any(norms_of(bundle.block_bytes(name, "onnx-fp32"), name) for name in bundle.manifest.info.blocks)
 
 
 def onnx_metadata(encoder_id: str, sample_rate: int, window_samples: int, details: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo
 from runtime_edge.formats.encoder.exit_info import ExitInfo
 from runtime_edge.formats.encoder.parts import Agreement
-from runtime_edge.formats.manifest import Cut, Parity
+from runtime_edge.formats.manifest import Cut, Manifest, Parity
 
 
 def bundle_summary(bundle: Bundle) -> dict[str, Any]:
@@ -29,6 +29,7 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
         "signed": (bundle.path / "manifest.json.minisig").exists(),
         "bytes": sum(bundle.manifest.assets().values()),
         "variants": sorted(next(iter(bundle.manifest.components.values())).variants),
+        "adaptable": adaptable_variants(bundle.manifest),
         "parity": parity_summary(info.cuts, info.parity),
         "calibration": {"source": info.calibration.source, "windows": info.calibration.windows},
         "cuts": [
@@ -71,6 +72,11 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
             for early in info.exits
         ],
     }
+
+
+def adaptable_variants(manifest: Manifest) -> list[str]:
+    """The variants whose normalisation layers can be adapted on a device."""
+    return [name for name in manifest.variants if manifest.info.adaptable and name.startswith("onnx-")]
 
 
 def useless_cuts(cuts: Sequence[Cut]) -> str | None:

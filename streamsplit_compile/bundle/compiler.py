@@ -23,7 +23,7 @@ from torch import fx
 
 from runtime_edge.base.files import write_atomic
 from runtime_edge.base.heap import memory_kept
-from runtime_edge.errors import BackendError, BundleError
+from runtime_edge.errors import BackendError, BundleError, UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.encoder.log_mel_info import LogMelInfo
@@ -41,7 +41,14 @@ from runtime_edge.formats.manifest import (
 from runtime_edge.inference.native_front_end import TOLERANCE
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.profile import Profile
-from streamsplit_compile.bundle.blocks import lower_blocks, norms_wanted, onnx_metadata, refused_block, reweight_block
+from streamsplit_compile.bundle.blocks import (
+    has_norms,
+    lower_blocks,
+    norms_wanted,
+    onnx_metadata,
+    refused_block,
+    reweight_block,
+)
 from streamsplit_compile.bundle.bundle_page import render_report
 from streamsplit_compile.bundle.bundle_writer import staging_directory, write_manifest, write_table
 from streamsplit_compile.bundle.calibrate import DEFAULT_WINDOWS, CalibrationSet, CutFailed, calibration_set
@@ -115,6 +122,8 @@ def compile_encoder(
     it does not reproduce the encoder to 1e-4) is left out with a notice. Raises UsageError for cuts that do not exist,
     CheckFailed or UsageError when the encoder itself fails; nothing is written then.
     """
+    if options.adaptable and "onnx" not in options.formats:
+        raise UsageError("--adaptable: only ONNX files can be adapted; add onnx to --formats")
     progress("choosing cuts", 0, 1)
     cuts = choose_cuts(encoder, options.cuts, notice)
     hop = max(1, round(encoder.window_samples * options.hop_share))
@@ -146,6 +155,8 @@ def compile_encoder(
             notice(f"left out {exc}")
             cuts = kept
     bundle = open_bundle(out)
+    if options.adaptable and not has_norms(bundle):
+        notice("--adaptable: the encoder has no batch or layer norm with a scale and a shift; nothing can be adapted")
     # Beside the bundle, not in it: everything in a bundle is covered by a digest or a signature.
     write_atomic(report_path(out), render_report(bundle))
     shutil.rmtree(checkpoints_of(out), ignore_errors=True)

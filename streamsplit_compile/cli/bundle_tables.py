@@ -63,7 +63,10 @@ def print_cuts(bundle: Bundle) -> None:
         print_table("exits: embeddings from the activation at a cut", list(EXIT_COLUMNS), exit_rows(exits))
     signed = "signed" if summary["signed"] else "not signed"
     calibrated = calibration_text(bundle.manifest.info)
+    adaptable = ", ".join(summary["adaptable"])
     click.echo(f"ms and mJ are predicted for the blocks up to the cut; {calibrated}; {signed}.")
+    if adaptable:
+        click.echo(f"Devices can be adapted that run {adaptable}.")
 
 
 def _variant_row(bundle: Bundle, variant: str) -> list[str]:

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from adapting import TOLERANCES, adapt
+from msgspec.structs import replace
 
 from runtime_edge.errors import BackendError, BundleError, SelfTestError, UsageError
 from runtime_edge.formats.bundle import open_bundle
@@ -321,3 +323,33 @@ def test_shapes_are_compared_whole():
     for found in ([1], [1, 2, 3], ["batch", 2], [2, 1]):
         with pytest.raises(BackendError, match="x: the block declares"):
             check_shape(found, (1, 2), "x")
+
+
+@pytest.mark.parametrize("variant", TOLERANCES)
+def test_with_an_adaptation_it_is_the_encoder_with_those_norms(adaptable_bundle, tiny_encoder, windows, variant):
+    changed, adaptation = adapt(tiny_encoder.graph.module, adaptable_bundle)
+    prefix = Prefix(adaptable_bundle, variant, adaptation=adaptation)
+    prefix.self_test()
+    with torch.inference_mode():
+        wanted = changed(torch.from_numpy(windows)).numpy()
+    found = np.stack([prefix.embed(window) for window in windows])
+    np.testing.assert_allclose(found, wanted, atol=TOLERANCES[variant])
+    assert np.abs(in_torch(tiny_encoder, windows) - wanted).max() > TOLERANCES[variant]
+
+
+def test_adapted_blocks_are_not_taken_over_and_others_are(adaptable_bundle, tiny_encoder, windows):
+    _, adaptation = adapt(tiny_encoder.graph.module, adaptable_bundle)
+    later = replace(adaptation, layers=adaptation.layers[1:])
+    plain = Prefix(adaptable_bundle)
+    plain.load_all()
+    adapted = Prefix(adaptable_bundle, previous=plain, adaptation=later)
+    assert adapted.missing == [1, 2], "the first block and the last are as compiled"
+    adapted.load_all()
+    assert Prefix(adaptable_bundle, previous=adapted).missing == [1, 2]
+
+
+def test_an_adaptation_that_gives_another_embedding_fails_the_self_test(adaptable_bundle, tiny_encoder):
+    _, adaptation = adapt(tiny_encoder.graph.module, adaptable_bundle)
+    _, other = adapt(tiny_encoder.graph.module, adaptable_bundle, seed=1)
+    with pytest.raises(SelfTestError, match="self-test embedding is off"):
+        Prefix(adaptable_bundle, adaptation=replace(adaptation, layers=other.layers)).self_test()

@@ -54,3 +54,12 @@ def test_a_bundle_that_was_not_proved_says_so(resnet_bundle, capsys):
     text = capsys.readouterr().out
     assert " - " in text
     assert "not signed" in text
+
+
+def test_it_says_which_variants_can_be_adapted(adaptable_bundle, small_bundle, capsys):
+    assert bundle_summary(adaptable_bundle)["adaptable"] == ["onnx-fp16", "onnx-fp32", "onnx-int8"]
+    assert bundle_summary(small_bundle)["adaptable"] == []
+    print_cuts(adaptable_bundle)
+    assert "Devices can be adapted that run onnx-fp16, onnx-fp32, onnx-int8." in capsys.readouterr().out
+    print_cuts(small_bundle)
+    assert "adapted" not in capsys.readouterr().out

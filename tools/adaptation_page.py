@@ -1,0 +1,108 @@
+"""Writes docs/adaptation-streams.md from the runs of `tools.bench_adapt`, with its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from tools.adaptation_figures import Run, by_stream, differences, gain
+from tools.benchmarks import DOCS
+
+_ARMS = ("published", "chance", "half", "everything", "oracle", "tent", "eata", "sar")
+_COLOURS = {"unadapted": "#8d99ae", "cema": "#0b7189"}
+UPDATE_BYTES = 20_000
+"""About what an adaptation takes (docs/adaptation.md)."""
+
+
+def write_page(runs: Sequence[Run], planned: int, page: Path = DOCS / "adaptation-streams.md") -> None:
+    """Write the page and its pictures."""
+    picture = page.with_name("adaptation-gains.svg")
+    kinds = list(dict.fromkeys(run["cell"]["kind"] for run in runs))
+    _draw(runs, kinds, picture)
+    lines = [
+        "# Adaptation on corrupted streams",
+        "",
+        "`python -m tools.bench_adapt --publish` makes this page from the runs in",
+        "[adaptation-runs.jsonl](adaptation-runs.jsonl). Clips that trained nothing are played once through noise, a",
+        "room, a lost band or clipping; each window is answered as the device knew to answer it then.",
+        "",
+        f"**Measured so far: {len(runs)} of the {planned} runs.** Bounds and intervals:",
+        "[benchmarks.md](benchmarks.md#adaptation-through-normalisation-layers).",
+        "",
+        "## By corruption",
+        "",
+        *_table(runs, kinds),
+        "",
+        "Gains are in points of clips labelled correctly, over the encoder that is not adapted, with the 95 % interval",
+        "over clips. Up: payload of the windows that were sent (Opus at 24 kbit/s), for each window that was heard.",
+        f"Down: adaptations of {UPDATE_BYTES // 1000} kB, for each window that was heard.",
+        "",
+        f"![Accuracy by severity]({picture.name})",
+        "",
+        "## Other methods and shares",
+        "",
+        *_compared(runs),
+        "",
+    ]
+    page.write_text("\n".join(lines))
+
+
+def _table(runs: Sequence[Run], kinds: Sequence[str]) -> list[str]:
+    rows = [
+        "| corruption | severity | streams | unadapted | gain of CEMA | clean afterwards | sent | up | down |",
+        "|---|--:|--:|--:|---|--:|--:|--:|--:|",
+    ]
+    for kind in kinds:
+        for severity in sorted({run["cell"]["severity"] for run in runs if run["cell"]["kind"] == kind}):
+            own = [run for run in runs if (run["cell"]["kind"], run["cell"]["severity"]) == (kind, severity)]
+            mine, plain = by_stream(own, "cema"), by_stream(own, "unadapted")
+            points = differences(mine, plain)
+            if not points.size:
+                continue
+            sent = list(mine.values())
+            windows = float(np.mean([run["windows"] for run in sent]))
+            up = float(np.mean([run["payload"] for run in sent])) / windows
+            down = UPDATE_BYTES * float(np.mean([run["updates"] for run in sent])) / windows
+            clean = float(differences(mine, plain, "clean").mean())
+            right = 100 * float(np.mean([run["right"] for run in plain.values()]))
+            rows.append(
+                f"| {kind} | {severity} | {len(points)} | {right:.1f} % | {gain(points)} | {clean:+.1f} "
+                f"| {100 * float(np.mean([run['shipped'] for run in sent])):.0f} % | {up:.0f} B | {down:.0f} B |"
+            )
+    return rows
+
+
+def _compared(runs: Sequence[Run]) -> list[str]:
+    cema, plain = by_stream(runs, "cema"), by_stream(runs, "unadapted")
+    rows = ["| arm | streams | gain over unadapted | CEMA on the same streams | sent |", "|---|--:|---|---|--:|"]
+    for arm in _ARMS:
+        mine = {stream: run for stream, run in by_stream(runs, arm).items() if stream in cema and stream in plain}
+        if mine:
+            same = {stream: cema[stream] for stream in mine}
+            sent = 100 * float(np.mean([run["shipped"] for run in mine.values()]))
+            over = [gain(differences(one, plain)) for one in (mine, same)]
+            rows.append(f"| {arm} | {len(mine)} | {over[0]} | {over[1]} | {sent:.0f} % |")
+    return rows if len(rows) > 2 else ["None is measured yet."]
+
+
+def _draw(runs: Sequence[Run], kinds: Sequence[str], out: Path) -> None:
+    """Share of clips labelled correctly by severity, a panel for each corruption."""
+    figure = Figure(figsize=(2.4 * max(len(kinds), 1), 3.0), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, max(len(kinds), 1), sharey=True))
+    for panel, kind in zip(panels, kinds, strict=False):
+        for arm, colour in _COLOURS.items():
+            found: dict[int, list[float]] = {}
+            for (at, severity, _, _), run in by_stream(runs, arm).items():
+                if at == kind:
+                    found.setdefault(severity, []).append(100 * float(np.mean(run["right"])))
+            severities = sorted(found)
+            panel.plot(severities, [np.mean(found[one]) for one in severities], "o-", color=colour, label=arm, ms=4)
+        panel.set(title=kind, xlabel="severity", xticks=range(1, 6))
+    panels[0].set(ylabel="clips labelled correctly, %")
+    panels[-1].legend(frameon=False, fontsize="small")
+    with mpl.rc_context({"svg.hashsalt": "streamsplit"}):
+        figure.savefig(out, metadata={"Date": None})
