@@ -46,8 +46,8 @@ def adaptation_service(
         return None
     if not bundle.manifest.info.adaptable:
         raise UsageError(
-            f"--adapt {adapt.method}: {bundle.path}, which devices run, cannot be adapted; start with a new --state and "
-            "a bundle compiled with --adaptable"
+            f"--adapt {adapt.method}: {bundle.path}, which devices run, cannot be adapted; start with a new --state "
+            "and a bundle compiled with --adaptable"
         )
     larger = None if loaded.larger is None else loaded.larger.graph
     loop = AdaptationLoop(
@@ -58,8 +58,12 @@ def adaptation_service(
         labelled,
         config.train.share,
     )
+
+    def targets() -> dict[str, str]:
+        return {device: report.target for device, report in loaded.rollout.last_reports().items()}
+
     heads = PushedHeads(hub, loaded.key)
-    return AdaptationService(hub, loaded.key, heads, loaded.rollout.targets, loop, known, loaded.generations, adapt)
+    return AdaptationService(hub, loaded.key, heads, targets, loop, known, loaded.generations, adapt)
 
 
 def labelled_windows(folder: HeadClipsFolder, warn: Callable[[str], None]) -> GetLabelled:
