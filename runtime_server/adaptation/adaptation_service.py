@@ -1,6 +1,6 @@
 """The event loop's side of adaptation: whose windows train what, and sending what came of it.
 
-service = AdaptationService(hub, key, PushedHeads(hub, key), rollout.targets, loop, known, generations, config)
+service = AdaptationService(hub, key, PushedHeads(hub, key), targets, loop, known, generations, config)
 ingest = Ingest(..., hear=service.hear)
 jobs.start("adaptation", service.run())
 """

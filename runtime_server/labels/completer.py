@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from runtime_edge.errors import FormatError, UsageError
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.wire import FrameHeader
+from runtime_edge.formats.model_id import model_number
+from runtime_edge.formats.wire import NO_MODEL, FrameHeader
 from runtime_edge.inference.cut_assets.early_exit import LoadedExit
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.suffix.frame_codecs import FrameCodecs
@@ -36,14 +37,18 @@ class Completer:
         self._newest = bundles[max(bundles)]
         self.front_end = front_end = self._newest.manifest.info.front_end
         self.window_s = front_end.window_samples / front_end.sample_rate
+        self._models: dict[int, int] = {}
         self._prefixes: dict[int, tuple[Prefix, list[LoadedExit]]] = {}
         self._codecs = {number: FrameCodecs(bundle) for number, bundle in bundles.items()}
 
     def complete(self, header: FrameHeader, payload: bytes) -> Completed | None:
-        """The embedding of a frame; None if no bundle here can read it, or if the embedding is not finite."""
+        """The embedding of a frame; None if no bundle here can read it, or if the embedding is not finite.
+
+        Frames behind a cut that an adapted device made are not read: other weights were before it.
+        """
         # A waveform means the same to every generation, so any newer one can complete it.
         own = self._newest if header.cut == 0 else self._bundles.get(header.generation)
-        if own is None:
+        if own is None or (header.cut > 0 and not self._compiled(header, own)):
             return None
         try:
             activation = self._codecs[own.manifest.info.generation].decode(header, payload)
@@ -64,6 +69,13 @@ class Completer:
                 by_exit[early.info.cut] = early.embedding()
         embedding = prefix.advance(prefix.last_cut)[0].copy()
         return Completed(embedding, number, by_exit) if np.isfinite(embedding).all() else None
+
+    def _compiled(self, header: FrameHeader, bundle: Bundle) -> bool:
+        """Whether a frame was made with a bundle's own weights; frames of version 1 do not say, and are trusted."""
+        number = bundle.manifest.info.generation
+        if number not in self._models:
+            self._models[number] = model_number(bundle.manifest)
+        return header.model in (NO_MODEL, self._models[number])
 
 
 def _same_until(own: Bundle, newest: Bundle, cut: int) -> bool:

@@ -163,17 +163,11 @@ class Rollout:
         """Seconds since the epoch."""
         return self._clock()
 
-    def last_reports(self) -> list[LastReport]:
-        """The last report of each present device."""
+    def last_reports(self) -> dict[str, LastReport]:
+        """The last report of each present device, by its name."""
         there = self.present()
         with self._lock:
-            return [self._devices[name] for name in there if name in self._devices]
-
-    def targets(self) -> dict[str, str]:
-        """The target that each present device has reported; empty if it named none."""
-        there = self.present()
-        with self._lock:
-            return {name: self._devices[name].target for name in there if name in self._devices}
+            return {name: self._devices[name] for name in there if name in self._devices}
 
     def spent(self) -> list[tuple[float, int]]:
         """When each generation was released, seconds since the epoch, and its bytes for a device; in that order."""

@@ -275,7 +275,7 @@ class RolloutService:
 
     def traffic(self) -> DeviceTraffic:
         """Total traffic of all present devices, as they report it."""
-        return all_together(report.traffic for report in self._rollout.last_reports())
+        return all_together(report.traffic for report in self._rollout.last_reports().values())
 
     def status(self) -> dict[str, Any]:
         """Releases, newest first, why the next one is on hold or waits, and how many reports could not be read.

@@ -29,7 +29,7 @@ class UpdatePace:
         config = self._rollout.config
         if config.update_mb_per_day is not None:
             return config.update_mb_per_day * 1e6
-        budgets = sorted(report.per_day for report in self._rollout.last_reports())
+        budgets = sorted(report.per_day for report in self._rollout.last_reports().values())
         return budgets[int(config.failure_share * len(budgets))] if budgets else math.inf
 
     def wait_s(self, count: int) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.formats.bundle import open_bundle
 from runtime_edge.formats.records.head import Head
 from runtime_server.adaptation.adaptation_judge import GetLabelled, LabelledWindows
 from runtime_server.adaptation.adaptation_loop import AdaptationLoop
@@ -24,7 +25,7 @@ _MOST_LABELLED = 128
 
 
 def check_adapt(config: ServerConfig, ranks: int) -> None:
-    """Raise UsageError for settings of adaptation that do not go together."""
+    """Raise UsageError for settings of adaptation that do not go together, or for a bundle that cannot be adapted."""
     method = config.adapt.method
     if method is None:
         return
@@ -32,17 +33,22 @@ def check_adapt(config: ServerConfig, ranks: int) -> None:
         raise UsageError("--adapt cema: needs a teacher; give --larger and --calibrate, or --adapt tent")
     if ranks > 1:
         raise UsageError(f"--adapt {method}: works with one server process only, this is one of {ranks} ranks")
+    if not open_bundle(config.bundle).manifest.info.adaptable:
+        raise UsageError(f"--adapt {method}: {config.bundle} cannot be adapted; compile it with --adaptable")
 
 
 def adaptation_service(
     config: ServerConfig, loaded: Loaded, known: KnownAdaptations, hub: Hub, labelled: GetLabelled
 ) -> AdaptationService | None:
-    """The service, or None if devices are not adapted. Raises UsageError for a bundle that cannot be adapted."""
+    """The service, or None if devices are not adapted. Raises UsageError if what devices run cannot be adapted."""
     adapt, bundle = config.adapt, loaded.generations.newest.bundle
     if adapt.method is None:
         return None
     if not bundle.manifest.info.adaptable:
-        raise UsageError(f"--adapt {adapt.method}: {bundle.path} cannot be adapted; compile it with --adaptable")
+        raise UsageError(
+            f"--adapt {adapt.method}: {bundle.path}, which devices run, cannot be adapted; start with a new --state "
+            "and a bundle compiled with --adaptable"
+        )
     larger = None if loaded.larger is None else loaded.larger.graph
     loop = AdaptationLoop(
         adapt,
@@ -52,8 +58,12 @@ def adaptation_service(
         labelled,
         config.train.share,
     )
+
+    def targets() -> dict[str, str]:
+        return {device: report.target for device, report in loaded.rollout.last_reports().items()}
+
     heads = PushedHeads(hub, loaded.key)
-    return AdaptationService(hub, loaded.key, heads, loaded.rollout.targets, loop, known, loaded.generations, adapt)
+    return AdaptationService(hub, loaded.key, heads, targets, loop, known, loaded.generations, adapt)
 
 
 def labelled_windows(folder: HeadClipsFolder, warn: Callable[[str], None]) -> GetLabelled:

@@ -8,7 +8,8 @@
 <state>/trainer/checkpoint.pt          the state of training; another rank's windows in a file beside it
 <state>/rollout.json                  which of them devices run, and how each release went
 <state>/heads/4f0c1b...clips           windows of the clips a pushed head was fitted to: no release lowers its score
-<state>/numbers.json                  the number of each table, head and release it signed last
+<state>/adaptations/pi-1.rpi4.json    the last adaptations that a device was sent, with which its frames are completed
+<state>/numbers.json                  the number of each table, head, release and adaptation it signed last
 <state>/ledger/0.json, 0.json.journal  which windows have been counted, by partition
 <state>/suspects/0.trying              the frame that is being tried alone, by partition
 <state>/broker_address.json            which broker the server uses (`server_address`)

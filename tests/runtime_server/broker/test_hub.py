@@ -4,12 +4,15 @@ import asyncio
 
 import msgspec
 import pytest
+from example_records import adaptation
 from msgspec.structs import replace
 from reading import read_release, read_table
 
 from runtime_edge.errors import LinkError
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import MANIFEST
+from runtime_edge.formats.records.adaptation import Adaptation
+from runtime_edge.formats.records.envelope import open_record
 from runtime_server.broker.hub import STATUS_SUBJECT, Hub
 
 
@@ -156,3 +159,21 @@ def test_no_broker_and_a_broker_that_is_not_ours_give_one_line(broker, small_bun
 
     asyncio.run(stranger())
     asyncio.run(nobody())
+
+
+def test_adaptations_go_to_one_device_or_to_a_target(play, signing_key):
+    one, all_of_them = adaptation(), adaptation(created_by="another")
+
+    async def work(hub):
+        sizes = [
+            await hub.put_adaptation(one, signing_key, "rpi4", "pi-1"),
+            await hub.put_adaptation(all_of_them, signing_key, "rpi4", None),
+        ]
+        bucket = await hub.stream.key_value(subjects.ADAPTATIONS)
+        return sizes, [(await bucket.get(key)).value for key in ("pi-1.rpi4", "_all.rpi4")]
+
+    sizes, stored = play(work)
+    assert sizes == [len(data) for data in stored]
+    for data, key, expected in zip(stored, ("pi-1.rpi4", "_all.rpi4"), (one, all_of_them), strict=True):
+        record = open_record(data, "adaptation", key, signing_key.public, "test")
+        assert Adaptation.from_json(record.body, "test") == expected

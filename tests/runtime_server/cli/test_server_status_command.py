@@ -63,6 +63,15 @@ def test_a_server_in_a_few_lines():
     unknown_idle = server_lines({**own, "energy": {**energy, "above_idle_a_step": None}})[3]
     assert unknown_idle == "1.23 J a training step, by RAPL of package-0"
     assert server_lines({**own, "energy": {**energy, "steps": 0}}) == server_lines(own)
+    adaptation = {
+        "method": "cema", "shared": False, "sent": 3, "refused": 1, "withdrawn": 0, "bytes": 60_000,
+        "windows": {"training": 224, "judging": 32, "dropped": 4, "unused": 5}, "waits": ["rpi4: has no head"],
+    }  # fmt: skip
+    assert server_lines({**own, "adaptation": adaptation})[3:5] == [
+        "adaptation by cema: 3 sent (60.0 kB), 1 refused, 0 taken back; 224 windows trained, 32 judged, 4 dropped",
+        "no adaptation: rpi4: has no head",
+    ]
+    assert server_lines({**own, "adaptation": None}) == server_lines(own)
     bare = {**own, "losses": [], "counters": {}, "rollout": {"releases": []}, "windows": {}}
     assert server_lines(bare)[1:] == ["0 windows arrived", "9 training steps"]
 

@@ -36,6 +36,8 @@ def test_what_a_device_reports_is_read():
     traffic = DeviceTraffic(Rate(Traffic(10, 20, 0), 3600.0), Rate(Traffic(100, 200, 50), 86_400.0))
     waits = WaitingUpdate(8, "sha256:2", 1_800_000_000.0)
     assert LastReport.of(report, 7.0) == LastReport(7.0, "sha256:1", True, 5e6, waits, traffic)
+    targets = [LastReport.of({**report, "target": target}, 7.0).target for target in ("rpi4", 4, None)]
+    assert targets == ["rpi4", "", ""]
     assert LastReport.of(report, 7.0).until == 1_800_000_000
     never = {**report, "update_waits": {**report["update_waits"], "until": None}}
     assert waiting_update(never).until == math.inf

@@ -40,10 +40,14 @@ TRAINING = TrainingStatus(
     energy=EnergyUse("RAPL of package-0", 10, 4.0, 50.0, 5.0),
 )
 
+ADAPTATION = {
+    "sent": 3, "refused": 2, "withdrawn": 1, "bytes": 60_000,
+    "windows": {"training": 224, "judging": 32, "dropped": 4, "unused": 5},
+}  # fmt: skip
 
 MEASURED = ServerMeasurements(
     encoder="toy", generation=2, uptime_s=60.0, devices=1, windows=700, frames={"done": 700}, connected=True,
-    latency_ms={"suffix": Histogram()}, training=TRAINING,
+    latency_ms={"suffix": Histogram()}, training=TRAINING, adaptation=ADAPTATION,
 )  # fmt: skip
 
 
@@ -63,6 +67,16 @@ def test_every_metric_of_a_server_that_trains_passes_the_rules_of_prometheus():
         ("ssc_server_head_clips", "rpi4", 120), ("ssc_server_head_clips_released", "rpi4", 118),
         ("ssc_server_head_clips_candidate", "rpi4", 95), ("ssc_server_heads_unjudged", 1),
     }  # fmt: skip
+
+
+def test_what_adaptation_did_is_told_and_left_out_where_it_is_off():
+    page = render(families(MEASURED)).decode()
+    all_samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+    found = {(one.name, *one.labels.values()): one.value for one in all_samples if "adaptation" in one.name}
+    outcomes = {("ssc_server_adaptations_total", what): ADAPTATION[what] for what in ("sent", "refused", "withdrawn")}
+    windows = {("ssc_server_adaptation_windows_total", use): n for use, n in ADAPTATION["windows"].items()}
+    assert found == outcomes | windows | {("ssc_server_adaptation_bytes_total",): 60_000}
+    assert "adaptation" not in render(families(replace(MEASURED, adaptation=None))).decode()
 
 
 def samples(**fields):
