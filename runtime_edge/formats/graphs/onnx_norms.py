@@ -41,7 +41,7 @@ class NormTensors(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """Multiplied by the new factor."""
     shifted: Names = ()
     """Of these, those to which the shift is added."""
-    steps: Annotated[tuple[tuple[Name, Name], ...], Meta(max_length=4096)] = ()
+    steps: Annotated[dict[Name, Name], Meta(max_length=4096)] = msgspec.field(default_factory=dict)
     """int32 tensors to which the shift is added in steps, each with the tensor in `scaled` that holds the step size."""
 
 
@@ -96,7 +96,7 @@ def _change(
     for name in norm.shifted:
         values = _values(data, file, name, len(scale), where)
         values[...] = (values + shift[:, None]).astype(values.dtype)
-    for name, step in norm.steps:
+    for name, step in norm.steps.items():
         values, steps = (_values(data, file, each, len(scale), where) for each in (name, step))
         moved = values + np.round(shift[:, None] / steps)
         values[...] = np.clip(moved, np.iinfo(np.int32).min, np.iinfo(np.int32).max).astype(values.dtype)

@@ -71,7 +71,7 @@ def test_a_file_without_a_note_has_no_layers_to_adapt():
         ({}, {"norm": (SCALE, SHIFT + np.inf)}, "norm: factors must be positive, and shifts finite"),
         ({}, {"norm": (np.ones(4, "f4"), np.zeros(4, "f4"))}, "'w' does not have 4 channels"),
         ({"scaled": ("x",)}, {"norm": (SCALE, SHIFT)}, "no tensor 'x' that can be changed"),
-        ({"steps": (("b", "x"),)}, {"norm": (SCALE, SHIFT)}, "no tensor 'x' that can be changed"),
+        ({"steps": {"b": "x"}}, {"norm": (SCALE, SHIFT)}, "no tensor 'x' that can be changed"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(tensors, layers, message):
