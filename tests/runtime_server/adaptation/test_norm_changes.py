@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from adapting import BLOCKS, adapt
+from adapting import adapt
 
 from runtime_edge.formats.records.adaptation import AdaptedLayer
 from runtime_server.adaptation.norm_changes import NormChanges, adapted_tensors, layer_blocks
 from runtime_server.suffix.generations import copy_module
+
+BLOCKS = {"stem.1": "block-00", "down.1": "block-01", "residual.bn": "block-02"}
+"""Where the adaptable bundle has the norms of `toys.Tiny`."""
 
 
 @pytest.fixture
