@@ -39,6 +39,7 @@ def write_page(runs: Sequence[Run], planned: int, page: Path = DOCS / "adaptatio
         "",
         "Gains are in points of clips labelled correctly, over the encoder that is not adapted, with the 95 % interval",
         "over clips. Up: payload of the windows that were sent (Opus at 24 kbit/s), for each window that was heard.",
+        "Teacher: by how many points it is better itself; with less than 5, little can be learnt from it alone.",
         f"Down: adaptations of {UPDATE_BYTES // 1000} kB, for each window that was heard.",
         "",
         f"![Accuracy by severity]({picture.name})",
@@ -53,8 +54,8 @@ def write_page(runs: Sequence[Run], planned: int, page: Path = DOCS / "adaptatio
 
 def _table(runs: Sequence[Run], kinds: Sequence[str]) -> list[str]:
     rows = [
-        "| corruption | severity | streams | unadapted | gain of `joint` | clean afterwards | sent | up | down |",
-        "|---|--:|--:|--:|---|--:|--:|--:|--:|",
+        "| corruption | severity | streams | unadapted | gain of `joint` | teacher | clean afterwards | sent | up | down |",
+        "|---|--:|--:|--:|---|--:|--:|--:|--:|--:|",
     ]
     for kind in kinds:
         for severity in sorted({run["cell"]["severity"] for run in runs if run["cell"]["kind"] == kind}):
@@ -68,9 +69,11 @@ def _table(runs: Sequence[Run], kinds: Sequence[str]) -> list[str]:
             up = float(np.mean([run["payload"] for run in sent])) / windows
             down = UPDATE_BYTES * float(np.mean([run["updates"] for run in sent])) / windows
             clean = float(differences(mine, plain, "clean").mean())
+            teacher = differences(by_stream(own, "teacher"), plain)
+            better = f"{teacher.mean():+.1f}" if teacher.size else ""
             right = 100 * float(np.mean([run["right"] for run in plain.values()]))
             rows.append(
-                f"| {kind} | {severity} | {len(points)} | {right:.1f} % | {gain(points)} | {clean:+.1f} "
+                f"| {kind} | {severity} | {len(points)} | {right:.1f} % | {gain(points)} | {better} | {clean:+.1f} "
                 f"| {100 * float(np.mean([run['shipped'] for run in sent])):.0f} % | {up:.0f} B | {down:.0f} B |"
             )
     return rows

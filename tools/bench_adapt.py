@@ -8,11 +8,14 @@ answers each window, and a gate sends some of them, as Opus at 24 kbit/s. After 
 norms' scales and shifts, and the device runs on with the new ones, rounded to float16 as in the file that it would be
 sent.
 
-Arms: `unadapted`; `joint`, with `larger.pt` (`tools.train_larger`) as its teacher and a gate that sends the most
-uncertain 44 %; `chance`, the same with as many windows sent by chance; `everything`, with all windows sent; `half`,
-with half of the windows of its gate. With the published gate, which sends what is neither certain nor hopeless: `cema`
-as published, with the same teacher; `tent`, `eata` and `sar`; and `oracle`, the labels of what is sent. Each run adds a
-line to `--kept` and is not measured again.
+Arms: `unadapted`; `teacher` answers itself, that is `larger.pt` (`tools.train_larger`); `joint` is taught by it, and a
+gate sends it the most uncertain 44 %; `chance` is the same with as many windows sent by chance, `everything` with all
+windows, `half` with half of those of its gate. With the published gate, which sends what is neither certain nor
+hopeless: `cema` as published, with the same teacher; `tent`, `eata` and `sar`; and `oracle`, the labels of what is sent.
+
+Each run adds a line to `--kept` and is not measured again. Two processes may share the work (`--part 1/2` and
+`--part 2/2`, each with a file of its own). `--publish` adds the lines to docs/adaptation-runs.jsonl, whose runs count as
+measured, and makes docs/adaptation-streams.md from all of them.
 """
 
 from __future__ import annotations
@@ -46,6 +49,9 @@ from runtime_server.labels.labelled import windows_of
 from runtime_server.suffix.generations import copy_module
 from runtime_server.suffix.larger_encoder import in_batches, whole
 from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
+from tools.adaptation_figures import section
+from tools.adaptation_page import write_page
+from tools.benchmarks import DOCS, publish
 from tools.corruptions import CORRUPTIONS, SEVERITIES
 from tools.judged_clips import Bools, right_clips, split_clips
 from tools.reference.corpus import GATE_DB
@@ -57,9 +63,10 @@ ORDERS = ("shuffled", "runs")
 SHARE = 0.44
 """Of the windows that `joint` is sent."""
 EVERYWHERE = ("unadapted", "joint")
-AT_TWO_SEVERITIES = ("chance", "everything", "half", "cema", "tent", "eata", "sar", "oracle")
+AT_TWO_SEVERITIES = ("teacher", "chance", "everything", "half", "cema", "tent", "eata", "sar", "oracle")
 _JOINT = ("joint", "chance", "everything", "half")
 _A_CLIP, _FISHER = 4, 256
+PUBLISHED = DOCS / "adaptation-runs.jsonl"
 Array = npt.NDArray[np.float32]
 
 
@@ -117,6 +124,8 @@ class Ran:
     payload: int
     """Bytes of Opus."""
     updates: int
+    windows: int
+    """Of the stream."""
 
 
 class AdaptBench:
@@ -142,7 +151,7 @@ class AdaptBench:
 
     def run(self, cell: Cell) -> Ran:
         """Play one cell."""
-        student = _classifier(self._encoder, self._head)
+        student = self._teacher() if cell.arm == "teacher" else _classifier(self._encoder, self._head)
         places, windows = self._stream(cell)
         gate, method = self._gate(cell), self._method(cell, student)
         scores = np.zeros((len(self._windows), len(self._head.labels)))
@@ -167,7 +176,7 @@ class AdaptBench:
             clean = torch.cat([student(part).softmax(1) for part in parts]).numpy().astype(np.float64)
         right, still = (right_clips(one, self._owners, self._truth) for one in (scores, clean))
         self._last = cell, shipped / len(places)
-        return Ran(right, still, shipped / len(places), payload, updates)
+        return Ran(right, still, shipped / len(places), payload, updates, len(places))
 
     def _stream(self, cell: Cell) -> tuple[list[int], Array]:
         """The order of the windows, clip by clip, and the windows as they are heard."""
@@ -195,7 +204,7 @@ class AdaptBench:
         return gate.ships
 
     def _method(self, cell: Cell, student: Classifier) -> Method | None:
-        if cell.arm == "unadapted":
+        if cell.arm in ("unadapted", "teacher"):
             return None
         if cell.arm == "oracle":
             return Oracle(student)
@@ -239,25 +248,40 @@ def _round(classifier: Classifier) -> None:
             value.copy_(value.half())
 
 
-def kept_runs(path: Path) -> dict[Cell, dict[str, Any]]:
-    """The runs of a file of JSON lines."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
-    return {Cell(**row["cell"]): row for row in rows}
+def kept_lines(*files: Path) -> dict[Cell, str]:
+    """The lines of finished runs."""
+    lines = [line for path in files if path.exists() for line in path.read_text().splitlines()]
+    return {Cell(**json.loads(line)["cell"]): line for line in lines}
 
 
-def measured(bench: AdaptBench, wanted: Sequence[Cell], kept: Path, hours: float) -> Iterator[str]:
-    """Do the runs that are not kept yet until the hours are over; yields a line for each."""
-    known, until = kept_runs(kept), time.monotonic() + 3600 * hours
+def told(cell: Cell, ran: Ran) -> str:
+    """The line of a run: a clip is a bit of `right` and of `clean`, in hexadecimal."""
+    bits = {"right": np.packbits(ran.right).tobytes().hex(), "clean": np.packbits(ran.clean).tobytes().hex()}
+    figures = {"shipped": round(ran.shipped, 4), "payload": ran.payload, "updates": ran.updates, "windows": ran.windows}
+    return json.dumps({"cell": asdict(cell), **figures, "clips": len(ran.right), **bits})
+
+
+def run_of(line: str) -> dict[str, Any]:
+    """The run of a line, with an array of 0 and 1 in place of bits."""
+    run = json.loads(line)
+    for name in ("right", "clean"):
+        packed = np.frombuffer(bytes.fromhex(run[name]), np.uint8)
+        run[name] = np.unpackbits(packed, count=run["clips"]).astype(int)
+    return dict(run)
+
+
+def measured(
+    bench: AdaptBench, wanted: Sequence[Cell], kept: Path, hours: float, published: Path = PUBLISHED
+) -> Iterator[str]:
+    """Do the runs that are neither kept nor published yet until the hours are over; yields a line for each."""
+    known, until = kept_lines(published, kept), time.monotonic() + 3600 * hours
     for cell in wanted:
         if cell in known or time.monotonic() > until:
             continue
         ran = bench.run(cell)
-        told = {"right": ran.right.astype(int).tolist(), "clean": ran.clean.astype(int).tolist()}
-        row = {"cell": asdict(cell), "shipped": ran.shipped, "payload": ran.payload, "updates": ran.updates, **told}
         kept.parent.mkdir(parents=True, exist_ok=True)
         with kept.open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
+            lines.write(told(cell, ran) + "\n")
         yield f"{cell}: right {ran.right.mean():.4f}, clean after {ran.clean.mean():.4f}, shipped {ran.shipped:.2f}"
 
 
@@ -271,13 +295,29 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=6.0)
     parser.add_argument("--kept", type=Path, default=Path(".cache/adapt.jsonl"), help="Gets the finished runs.")
     parser.add_argument("--only", help="cells whose text contains this, such as `room 3, shuffled, seed 0`")
-    parser.add_argument("--quick", action="store_true", help="Forty recordings, for a trial.")
+    parser.add_argument("--quick", action="store_true", help="Forty recordings, for a trial; not to be published.")
+    parser.add_argument("--part", default="1/1", help="Do every n-th run, such as 1/2.")
+    parser.add_argument("--publish", action="store_true", help="Write docs/adaptation-* and docs/benchmarks.*.")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    bench = AdaptBench(given.encoder, given.head, given.larger, given.audio, 40 if given.quick else None)
-    wanted = [cell for cell in cells() if given.only is None or given.only in str(cell)]
-    for line in measured(bench, wanted, given.kept, given.hours):
-        print(line, flush=True)
+    if given.hours:
+        part, parts = map(int, given.part.split("/"))
+        bench = AdaptBench(given.encoder, given.head, given.larger, given.audio, 40 if given.quick else None)
+        wanted = [cell for cell in cells() if given.only is None or given.only in str(cell)][part - 1 :: parts]
+        for line in measured(bench, wanted, given.kept, given.hours):
+            print(line, flush=True)
+    if given.publish and not given.quick:
+        publish_runs(given.kept)
+
+
+def publish_runs(kept: Path) -> None:
+    """Add the kept runs to those that are published, and make the page and the figures from all of them."""
+    found = {**kept_lines(PUBLISHED), **kept_lines(kept)}
+    planned = [cell for cell in cells() if cell in found]
+    PUBLISHED.write_text("".join(found[cell] + "\n" for cell in planned))
+    runs = [run_of(found[cell]) for cell in planned]
+    write_page(runs, len(cells()))
+    publish(section(runs, len(cells()), "python -m tools.bench_adapt"))
 
 
 if __name__ == "__main__":

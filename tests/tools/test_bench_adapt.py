@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from tools.bench_adapt import AT_TWO_SEVERITIES, EVERYWHERE, Ran, cells, kept_runs, measured
+from tools.bench_adapt import AT_TWO_SEVERITIES, EVERYWHERE, Ran, cells, kept_lines, measured, run_of
 
 
 def test_every_arm_plays_at_two_severities_and_two_arms_everywhere():
@@ -20,13 +20,16 @@ def test_what_is_kept_is_not_measured_again(tmp_path):
 
     def run(cell):
         asked.append(cell)
-        return Ran(np.array([True, False]), np.array([True, True]), 0.4, 1000, 3)
+        return Ran(np.array([True, False]), np.array([True, True]), 0.4, 1000, 3, 60)
 
     bench, kept, wanted = SimpleNamespace(run=run), tmp_path / "kept" / "runs.jsonl", cells()[:3]
-    told = list(measured(bench, wanted[:2], kept, 1.0))
+    none = tmp_path / "none.jsonl"
+    told = list(measured(bench, wanted[:2], kept, 1.0, none))
     assert "right 0.5000, clean after 1.0000, shipped 0.40" in told[0]
-    list(measured(bench, wanted, kept, 1.0))
+    list(measured(bench, wanted, kept, 1.0, none))
     assert asked == wanted
-    assert list(kept_runs(kept)) == wanted
-    assert kept_runs(kept)[wanted[0]]["right"] == [1, 0]
-    assert list(measured(bench, cells(), kept, 0.0)) == []
+    assert list(kept_lines(kept)) == wanted
+    again = run_of(kept_lines(kept)[wanted[0]])
+    assert (again["right"].tolist(), again["clean"].tolist()) == ([1, 0], [1, 1])
+    assert list(measured(bench, cells(), kept, 0.0, none)) == []
+    assert list(measured(bench, wanted, tmp_path / "other.jsonl", 1.0, kept)) == [], "published is measured"
