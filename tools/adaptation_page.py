@@ -9,11 +9,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from tools.adaptation_figures import Run, by_stream, differences, gain
+from tools.adaptation_figures import OURS, PLAIN, Run, by_stream, differences, gain
 from tools.benchmarks import DOCS
 
-_ARMS = ("published", "chance", "half", "everything", "oracle", "tent", "eata", "sar")
-_COLOURS = {"unadapted": "#8d99ae", "cema": "#0b7189"}
+_ARMS = ("chance", "half", "everything", "cema", "tent", "eata", "sar", "oracle")
+_COLOURS = {PLAIN: "#8d99ae", OURS: "#0b7189"}
 UPDATE_BYTES = 20_000
 """About what an adaptation takes (docs/adaptation.md)."""
 
@@ -53,13 +53,13 @@ def write_page(runs: Sequence[Run], planned: int, page: Path = DOCS / "adaptatio
 
 def _table(runs: Sequence[Run], kinds: Sequence[str]) -> list[str]:
     rows = [
-        "| corruption | severity | streams | unadapted | gain of CEMA | clean afterwards | sent | up | down |",
+        "| corruption | severity | streams | unadapted | gain of `joint` | clean afterwards | sent | up | down |",
         "|---|--:|--:|--:|---|--:|--:|--:|--:|",
     ]
     for kind in kinds:
         for severity in sorted({run["cell"]["severity"] for run in runs if run["cell"]["kind"] == kind}):
             own = [run for run in runs if (run["cell"]["kind"], run["cell"]["severity"]) == (kind, severity)]
-            mine, plain = by_stream(own, "cema"), by_stream(own, "unadapted")
+            mine, plain = by_stream(own, OURS), by_stream(own, PLAIN)
             points = differences(mine, plain)
             if not points.size:
                 continue
@@ -77,12 +77,12 @@ def _table(runs: Sequence[Run], kinds: Sequence[str]) -> list[str]:
 
 
 def _compared(runs: Sequence[Run]) -> list[str]:
-    cema, plain = by_stream(runs, "cema"), by_stream(runs, "unadapted")
-    rows = ["| arm | streams | gain over unadapted | CEMA on the same streams | sent |", "|---|--:|---|---|--:|"]
+    ours, plain = by_stream(runs, OURS), by_stream(runs, PLAIN)
+    rows = ["| arm | streams | gain over unadapted | `joint` on the same streams | sent |", "|---|--:|---|---|--:|"]
     for arm in _ARMS:
-        mine = {stream: run for stream, run in by_stream(runs, arm).items() if stream in cema and stream in plain}
+        mine = {stream: run for stream, run in by_stream(runs, arm).items() if stream in ours and stream in plain}
         if mine:
-            same = {stream: cema[stream] for stream in mine}
+            same = {stream: ours[stream] for stream in mine}
             sent = 100 * float(np.mean([run["shipped"] for run in mine.values()]))
             over = [gain(differences(one, plain)) for one in (mine, same)]
             rows.append(f"| {arm} | {len(mine)} | {over[0]} | {over[1]} | {sent:.0f} % |")

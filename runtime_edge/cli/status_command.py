@@ -93,6 +93,7 @@ def _lines(status: DeviceStatus, proven: str | None) -> list[str]:
     there, blocks = encoder.blocks
     part = f", {there} of {blocks} blocks" if there < blocks else ""
     trial = ", on trial" if encoder.on_trial else ""
+    adapted = f", adapted by {digest[:19]}" if (digest := report.get("adaptation")) else ""
     previous = f", falls back to {proven[:19]}" if proven and proven != encoder.bundle else ""
     server = f"{link.broker} {'connected' if link.connected else 'away'}" if link.broker else "none"
     certainty = "unknown" if status.uncertainty is None else f"{status.uncertainty:.3f}"
@@ -113,7 +114,7 @@ def _lines(status: DeviceStatus, proven: str | None) -> list[str]:
     }
     heard = ", ".join(f"{count} {what}" for what, count in audio.items() if count)
     rows = {
-        "bundle": f"generation {encoder.generation}, {encoder.bundle[:19]}{part}{trial}{previous}",
+        "bundle": f"generation {encoder.generation}, {encoder.bundle[:19]}{part}{trial}{adapted}{previous}",
         "runs": f"{encoder.variant} on {encoder.runtime}, front end by {encoder.front_end}, table {encoder.table}",
         "server": server,
         "uplink": f"{link.bandwidth_mbps:.3g} Mbit/s, {link.rtt_ms:.0f} ms, {link.loss:.1%} unanswered",

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from runtime_edge.errors import BackendError
 from runtime_edge.formats.encoder.parts import VariantInfo
+from runtime_edge.formats.graphs.onnx_norms import Layers
 
 Array = npt.NDArray[np.float32]
 
@@ -26,8 +27,10 @@ class Backend(Protocol):
 
     name: str
 
-    def load(self, data: bytes, info: VariantInfo, source: Array, result: Array, where: str) -> LoadedBlock:
-        """Load a block and bind it to two C-contiguous float32 buffers.
+    def load(
+        self, data: bytes, info: VariantInfo, source: Array, result: Array, where: str, layers: Layers | None = None
+    ) -> LoadedBlock:
+        """Load a block and bind it to two C-contiguous float32 buffers; `layers` says which norms give something else.
 
         Raises BackendError, before the runtime sees the bytes unless they are a graph of known operators.
         """

@@ -10,6 +10,7 @@ import numpy as np
 from runtime_edge.errors import BackendError, MissingExtra
 from runtime_edge.formats.encoder.parts import VariantInfo
 from runtime_edge.formats.graphs.onnx_graph import check_onnx
+from runtime_edge.formats.graphs.onnx_norms import Layers, adapted
 from runtime_edge.inference.contract import Array, LoadedBlock, RuntimeOptions, check_shape
 
 try:
@@ -45,9 +46,13 @@ class OnnxBackend:
         self._options = session
         self._providers = choose_providers(options, onnxruntime.get_available_providers())
 
-    def load(self, data: bytes, info: VariantInfo, source: Array, result: Array, where: str) -> LoadedBlock:
+    def load(
+        self, data: bytes, info: VariantInfo, source: Array, result: Array, where: str, layers: Layers | None = None
+    ) -> LoadedBlock:
         """See `Backend.load`."""
-        check_onnx(data, where)
+        file = check_onnx(data, where)
+        if layers:
+            data = adapted(data, file, layers, where)
         try:
             session = onnxruntime.InferenceSession(data, self._options, providers=self._providers)
             # It keeps the file for falling back to other providers: as much memory again as the weights.

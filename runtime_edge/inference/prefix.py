@@ -10,7 +10,7 @@ import numpy as np
 from runtime_edge.base.heap import give_memory_back
 from runtime_edge.errors import SelfTestError, UsageError
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.graphs.onnx_norms import adapted
+from runtime_edge.formats.graphs.onnx_norms import Layers
 from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.records.adaptation import Adaptation
 from runtime_edge.inference.contract import Array, LoadedBlock, RuntimeOptions
@@ -189,9 +189,8 @@ class Prefix:
         name, file = self.bundle.manifest.info.blocks[index], self._files[index]
         where = f"{self.bundle.path}: {name} ({self.variant})"
         data = self.bundle.block_bytes(name, self.variant)
-        if layers := self._layers(name):
-            data = adapted(data, layers, where)
-        block = self.backend.load(data, file, self.buffers[index], self.buffers[index + 1], where)
+        buffers = self.buffers[index], self.buffers[index + 1]
+        block = self.backend.load(data, file, *buffers, where, self._layers(name))
         if index == 0 and self._native:
             block = self._proved(block)
         self._blocks[index] = block
@@ -200,7 +199,7 @@ class Prefix:
         self._resident_mb[index] = max(rss_mb() - before_mb, file.bytes / 1e6)
         return block
 
-    def _layers(self, block: str) -> dict[str, tuple[Array, Array]]:
+    def _layers(self, block: str) -> Layers:
         """Scales and shifts of a block's layers that are adapted."""
         return {} if self.adaptation is None else self.adaptation.of_block(block)
 

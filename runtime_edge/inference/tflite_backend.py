@@ -11,6 +11,7 @@ import numpy as np
 
 from runtime_edge.errors import BackendError, MissingExtra
 from runtime_edge.formats.encoder.parts import VariantInfo
+from runtime_edge.formats.graphs.onnx_norms import Layers
 from runtime_edge.formats.graphs.tflite_graph import check_tflite
 from runtime_edge.inference.contract import Array, LoadedBlock, RuntimeOptions, check_shape
 
@@ -36,9 +37,13 @@ class TfliteBackend:
         self._resolver = default if "xnnpack" in options.providers else plain
         self._announced = False
 
-    def load(self, data: bytes, info: VariantInfo, source: Array, result: Array, where: str) -> LoadedBlock:
+    def load(
+        self, data: bytes, info: VariantInfo, source: Array, result: Array, where: str, layers: Layers | None = None
+    ) -> LoadedBlock:
         """See `Backend.load`."""
         check_tflite(data, where)
+        if layers:
+            raise BackendError(f"{where}: the norms of TFLite files cannot be adapted; run an ONNX variant")
         try:
             # XNNPACK announces itself on stderr the first time.
             with contextlib.nullcontext() if self._announced else _stderr_closed():

@@ -1,9 +1,13 @@
-"""Exact folding on an ONNX graph with its weights: of constants, and of batch norms into the convolution before."""
+"""Exact folding on an ONNX graph with its weights: of constants, and of batch norms into the convolution before.
+
+For devices that adapt them, a file can note which tensors hold its normalisation layers afterwards
+(`runtime_edge.formats.graphs.onnx_norms` changes them).
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +16,12 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from runtime_edge.formats.graphs.onnx_norms import METADATA, NormTensors, norms_of, write_norms
+
 Array = npt.NDArray[Any]
 _MAX_FOLDED_BYTES = 64 << 20
+_NORMS = {"BatchNormalization", "LayerNormalization"}
+_SCALE, _SHIFT = ".weight", ".bias"
 
 
 class FoldedNorm(NamedTuple):
@@ -97,3 +105,58 @@ def _fold_batch_norms(graph: onnx.GraphProto, values: dict[str, Array]) -> list[
     for node in dropped:
         graph.node.remove(node)
     return found
+
+
+def note_norms(model: onnx.ModelProto, folded: Iterable[FoldedNorm]) -> None:
+    """Note the layers of a float32 file: those that were folded into convolutions, and those that stand in it."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    scaled: defaultdict[str, list[str]] = defaultdict(list)
+    shifted: defaultdict[str, list[str]] = defaultdict(list)
+    for norm in folded:
+        scaled[norm.scale] += [norm.weight, norm.bias]
+        shifted[norm.scale].append(norm.bias)
+    for node in model.graph.node:
+        if node.op_type in _NORMS and len(node.input) > 2 and constants.issuperset(node.input[1:3]):
+            scale, shift = node.input[1:3]
+            if shift not in shifted[scale]:
+                scaled[scale] += [scale, shift]
+                shifted[scale].append(shift)
+    _write(
+        model,
+        [
+            NormTensors(layer=scale.removesuffix(_SCALE), scaled=tuple(names), shifted=tuple(shifted[scale]))
+            for scale, names in scaled.items()
+            if scale.endswith(_SCALE)
+        ],
+    )
+
+
+def follow_norms(model: onnx.ModelProto, before: bytes) -> None:
+    """Note the layers of a file that was made from a float32 file, whose tensors may have become float16 or int8."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    steps = {node.input[0]: node.input[1] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    found = []
+    for norm in norms_of(before, "the float32 file").values():
+        scaled: list[str] = []
+        shifted: list[str] = []
+        moved: dict[str, str] = {}
+        for name in norm.scaled:
+            now = next(each for each in (name, f"{name}.fp16", f"{name}_quantized") if each in constants)
+            scaled.append(steps.get(now, now))
+            if name in norm.shifted:
+                if now in steps:
+                    moved[now] = steps[now]
+                else:
+                    shifted.append(now)
+        found.append(NormTensors(layer=norm.layer, scaled=tuple(scaled), shifted=tuple(shifted), steps=moved))
+        for name in (*scaled, *moved):
+            constants[name].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(constants[name]), name))
+    _write(model, found)
+
+
+def _write(model: onnx.ModelProto, norms: Sequence[NormTensors]) -> None:
+    """Into the file's metadata; nothing if there are none."""
+    if not norms:
+        return
+    entries = {entry.key: entry.value for entry in model.metadata_props} | {METADATA: write_norms(tuple(norms))}
+    helper.set_model_props(model, dict(sorted(entries.items())))

@@ -24,8 +24,7 @@ from torch import fx
 
 from runtime_edge.errors import FormatError
 from streamsplit_compile.lowering.exportable import exportable
-from streamsplit_compile.lowering.norm_tensors import note_norms
-from streamsplit_compile.lowering.onnx_folding import fold
+from streamsplit_compile.lowering.onnx_folding import fold, note_norms
 from streamsplit_compile.lowering.real_spectra import odd_spectra
 from streamsplit_compile.lowering.refusals import refusal, refuse_projected_lstm
 

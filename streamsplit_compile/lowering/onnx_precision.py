@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime_edge.errors import UsageError
 from streamsplit_compile.encoder.quiet import quiet
 from streamsplit_compile.lowering.int8_regions import Kind, Operation, int8_operations, operations_before_log
-from streamsplit_compile.lowering.norm_tensors import follow_norms
+from streamsplit_compile.lowering.onnx_folding import follow_norms
 from streamsplit_compile.lowering.onnx_lowering import INPUT, OUTPUT
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)

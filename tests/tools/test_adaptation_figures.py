@@ -22,7 +22,7 @@ def some_runs():
     found = []
     for seed in range(2):
         for severity in (1, 3, 5):
-            for arm, right in (("unadapted", 0.5), ("cema", 0.75)):
+            for arm, right in (("unadapted", 0.5), ("joint", 0.75)):
                 found.append(run(arm, right, severity=severity, seed=seed))
         for arm, right in (("chance", 0.7), ("half", 0.7), ("everything", 0.8)):
             found.append(run(arm, right, seed=seed, shipped=0.4 if arm != "everything" else 1.0))
@@ -41,11 +41,11 @@ def test_the_interval_is_that_of_a_bootstrap_over_clips():
 
 def test_arms_are_compared_clip_by_clip_on_the_streams_that_both_have():
     runs = some_runs()
-    cema, chance = by_stream(runs, "cema"), by_stream(runs, "chance")
-    points = differences(cema, chance)
+    ours, chance = by_stream(runs, "joint"), by_stream(runs, "chance")
+    points = differences(ours, chance)
     assert points.shape == (2, CLIPS), "chance was measured at severity 3 alone"
-    first = next(stream for stream in cema if stream[1] == 3)
-    wanted = 100 * (np.array(cema[first]["right"]) - np.array(chance[first]["right"]))
+    first = next(stream for stream in ours if stream[1] == 3)
+    wanted = 100 * (np.array(ours[first]["right"]) - np.array(chance[first]["right"]))
     np.testing.assert_array_equal(points[0], wanted)
 
 
@@ -60,7 +60,7 @@ def test_figures_are_means_over_the_judged_severities():
 
 
 def test_the_worst_stream_comes_first():
-    runs = [*some_runs(), run("unadapted", 0.5, kind="low-pass"), run("cema", 0.25, kind="low-pass")]
+    runs = [*some_runs(), run("unadapted", 0.5, kind="low-pass"), run("joint", 0.25, kind="low-pass")]
     (kind, *_), worst = worst_cells(runs)[0]
     assert kind == "low-pass"
     assert worst.mean == pytest.approx(-25)

@@ -5,7 +5,7 @@ convolution's scales. In each case a factor for each channel and a number added 
 tensors, without moving a byte of the rest. The compiler notes which tensors those are in the file's metadata
 (`streamsplit_compile.lowering.onnx_norms`).
 
-    data = adapted(data, {"features.0.1": (scale, shift)}, "block-01")
+    data = adapted(data, check_onnx(data, "block-01"), {"features.0.1": (scale, shift)}, "block-01")
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _MAX_BYTES = 4 << 20
 _TYPES = {1: "<f4", 6: "<i4", 10: "<f2"}
 """numpy's types of ONNX's float, int32 and float16."""
 Array = npt.NDArray[np.float32]
+Layers = Mapping[str, tuple[Array, Array]]
+"""Scale and shift of layers, by name."""
 Names = Annotated[tuple[Name, ...], Meta(max_length=4096)]
 
 
@@ -39,7 +41,7 @@ class NormTensors(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """Multiplied by the new factor."""
     shifted: Names = ()
     """Of these, those to which the shift is added."""
-    steps: Annotated[tuple[tuple[Name, Name], ...], Meta(max_length=4096)] = ()
+    steps: Annotated[dict[Name, Name], Meta(max_length=4096)] = msgspec.field(default_factory=dict)
     """int32 tensors to which the shift is added in steps, each with the tensor in `scaled` that holds the step size."""
 
 
@@ -57,12 +59,11 @@ def norms_of(data: bytes, where: str) -> dict[str, NormTensors]:
     return _norms(check_onnx(data, where), where)
 
 
-def adapted(data: bytes, layers: Mapping[str, tuple[Array, Array]], where: str) -> bytes:
-    """The file in which each layer gives `scale * y + shift`, (channels,) float32 each, instead of `y`.
+def adapted(data: bytes, file: OnnxFile, layers: Layers, where: str) -> bytes:
+    """The checked file in which each layer gives `scale * y + shift`, (channels,) float32 each, instead of `y`.
 
     Raises BackendError for a layer that the file lacks or that has other channels, or a factor that is not positive.
     """
-    file = check_onnx(data, where)
     norms, changed = _norms(file, where), bytearray(data)
     for name, (scale, shift) in layers.items():
         if name not in norms:
@@ -95,7 +96,7 @@ def _change(
     for name in norm.shifted:
         values = _values(data, file, name, len(scale), where)
         values[...] = (values + shift[:, None]).astype(values.dtype)
-    for name, step in norm.steps:
+    for name, step in norm.steps.items():
         values, steps = (_values(data, file, each, len(scale), where) for each in (name, step))
         moved = values + np.round(shift[:, None] / steps)
         values[...] = np.clip(moved, np.iinfo(np.int32).min, np.iinfo(np.int32).max).astype(values.dtype)

@@ -164,6 +164,13 @@ def test_budgets_say_what_is_left_and_when_it_goes_on_within_80_columns(running)
     assert found["report"]["update_waits"] == never
 
 
+def test_an_adaptation_that_runs_is_named(running):
+    said = status()
+    assert "adapted" not in invoke(running).output
+    write_status(running, msgspec.structs.replace(said, report={**said.report, "adaptation": "sha256:" + "ab" * 32}))
+    assert "adapted by sha256:abababababab" in " ".join(invoke(running).output.split())
+
+
 def test_json_holds_the_same_and_says_whether_all_is_well(running):
     write_status(running, status())
     found = json.loads(invoke(running, "--json").output)

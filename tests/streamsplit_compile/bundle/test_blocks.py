@@ -25,4 +25,4 @@ def test_an_operator_that_devices_refuse_is_refused_by_the_compiler(tmp_path):
     cut = Candidate(0, "x", "x", (1, 4), True)
     work = BlockWork(1, 1, 1, 1, 1)
     with pytest.raises(UsageError, match=r"onnx in fp32: .*operator 'Random\w+' .*write this part of the encoder"):
-        lower_blocks(tmp_path, [fx.symbolic_trace(Noise())], [cut], [work], {}, {}, ["onnx"], False, lambda *_: None)
+        lower_blocks(tmp_path, [fx.symbolic_trace(Noise())], [cut], [work], {}, {}, ["onnx"], "folded", lambda *_: None)

@@ -9,12 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from shapes import GOOD, WINDOW, Linear, make
+from shapes import GOOD, make
 from toys import Tiny
 
 from runtime_edge.errors import BackendError, BundleError, CheckFailed, FormatError, UsageError
 from runtime_edge.formats.bundle import open_bundle
-from runtime_edge.formats.graphs.onnx_norms import norms_of
 from runtime_edge.formats.minisign import read_signature, verify
 from runtime_edge.inference.prefix import Prefix
 from streamsplit_compile.bundle.calibrate import calibration_set_for
@@ -388,25 +387,3 @@ def test_files_carry_the_front_end_for_other_runtimes(resnet_bundle):
     assert found["sample_rate"] == "16000"
     assert found["ssc.encoder"] == "resnet18"
     assert found["n_mels"] == "128"
-
-
-def test_norms_of_a_later_generation_can_be_adapted_as_well(adaptable_bundle, tmp_path):
-    later = renew(adaptable_bundle, Tiny(seed=1), tmp_path / "later", windows=windows_of(adaptable_bundle)[:2])
-    assert later.manifest.info.adaptable
-    for block in later.manifest.info.blocks:
-        for variant in ("onnx-fp32", "onnx-fp16", "onnx-int8"):
-            noted = [norms_of(bundle.block_bytes(block, variant), block) for bundle in (adaptable_bundle, later)]
-            assert noted[0] == noted[1]
-
-
-def test_adaptable_needs_onnx_and_folded_norms_and_says_if_there_are_none(tiny_encoder, tmp_path):
-    options = dataclasses.replace(OPTIONS, adaptable=True)
-    with pytest.raises(UsageError, match="--adaptable: only ONNX files"):
-        compile_encoder(tiny_encoder, dataclasses.replace(options, formats=("tflite",)), tmp_path / "a")
-    with pytest.raises(UsageError, match="keep_norms leaves them; give one of the two"):
-        compile_encoder(tiny_encoder, dataclasses.replace(options, keep_norms=True), tmp_path / "a")
-    module, said = make(Linear), []
-    module.sample_rate, module.window_samples = 4000, WINDOW
-    plain = from_module("linear", {}, module, None)
-    compile_encoder(plain, dataclasses.replace(options, cuts="auto"), tmp_path / "b", notice=said.append)
-    assert any("nothing can be adapted" in line for line in said)

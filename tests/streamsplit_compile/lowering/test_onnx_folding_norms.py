@@ -7,6 +7,7 @@ import torch
 from shapes import WINDOW, Convolutional, make
 from torch import nn
 
+from runtime_edge.formats.graphs.onnx_graph import check_onnx
 from runtime_edge.formats.graphs.onnx_norms import adapted, norms_of
 from streamsplit_compile.encoder.graph import export_encoder
 from streamsplit_compile.encoder.segment import extract
@@ -70,7 +71,7 @@ def test_an_adapted_file_is_the_encoder_with_those_norms(kind, precision, tolera
         with torch.no_grad():
             norm.weight.mul_(torch.from_numpy(layers[name][0]))
             norm.bias.mul_(torch.from_numpy(layers[name][0])).add_(torch.from_numpy(layers[name][1]))
-    changed = adapted(data, layers, "block")
+    changed = adapted(data, check_onnx(data, "block"), layers, "block")
     with torch.inference_mode():
         wanted = module(torch.from_numpy(windows()[:, 0])).numpy()
     before, after = (np.concatenate([embed(file, window) for window in windows()]) for file in (data, changed))
