@@ -20,6 +20,7 @@ from torch.nn import functional
 from runtime_edge.formats.encoder.parts import Expected
 from runtime_edge.formats.model_id import model_digest
 from runtime_edge.formats.records.adaptation import Adaptation, AdaptedLayer
+from runtime_edge.inference.contract import RuntimeOptions
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.self_test import self_test_waveform
 from runtime_server.adaptation.adaptation_judge import embedded
@@ -29,6 +30,7 @@ _LOG = logging.getLogger(__name__)
 MOST_COSINE_LOST = 0.01
 """By how much the median cosine between a variant and the float encoder may be lower than with compiled weights."""
 CREATED_BY = "ssc server run"
+_RUNTIME = RuntimeOptions(providers=("cpu",))
 
 
 def make_adaptation(
@@ -71,7 +73,7 @@ def _self_tests(
     chirp = self_test_waveform(info.front_end.window_samples, info.front_end.sample_rate)
     wanted = [embedded(model, windows) for model in (generation.model, adapted)]
     for variant in draft.self_tests:
-        plain, changed = Prefix(bundle, variant), Prefix(bundle, variant, adaptation=draft)
+        plain, changed = (Prefix(bundle, variant, _RUNTIME, adaptation=one) for one in (None, draft))
         before, after = (
             _median_cosine(prefix, samples, expected) for prefix, expected in zip((plain, changed), wanted, strict=True)
         )
