@@ -54,7 +54,7 @@ def write_page(runs: Sequence[Run], planned: int, page: Path = DOCS / "adaptatio
 
 def _table(runs: Sequence[Run], kinds: Sequence[str]) -> list[str]:
     rows = [
-        "| corruption | severity | streams | unadapted | gain of `joint` | teacher | clean afterwards | sent | up | down |",
+        "| corruption | severity | streams | unadapted | `joint` gains | teacher | clean after | sent | up | down |",
         "|---|--:|--:|--:|---|--:|--:|--:|--:|--:|",
     ]
     for kind in kinds:

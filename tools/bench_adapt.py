@@ -11,11 +11,12 @@ sent.
 Arms: `unadapted`; `teacher` answers itself, that is `larger.pt` (`tools.train_larger`); `joint` is taught by it, and a
 gate sends it the most uncertain 44 %; `chance` is the same with as many windows sent by chance, `everything` with all
 windows, `half` with half of those of its gate. With the published gate, which sends what is neither certain nor
-hopeless: `cema` as published, with the same teacher; `tent`, `eata` and `sar`; and `oracle`, the labels of what is sent.
+hopeless: `cema` as published, with the same teacher; `tent`, `eata` and `sar`; and `oracle`, the labels of what is
+sent.
 
 Each run adds a line to `--kept` and is not measured again. Two processes may share the work (`--part 1/2` and
-`--part 2/2`, each with a file of its own). `--publish` adds the lines to docs/adaptation-runs.jsonl, whose runs count as
-measured, and makes docs/adaptation-streams.md from all of them.
+`--part 2/2`, each with a file of its own). `--publish` adds the lines to docs/adaptation-runs.jsonl, whose runs count
+as measured, and makes docs/adaptation-streams.md from all of them.
 """
 
 from __future__ import annotations
