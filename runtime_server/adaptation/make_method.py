@@ -6,28 +6,36 @@ import torch
 
 from runtime_server.adaptation.adaptation_judge import LabelledWindows
 from runtime_server.adaptation.classifier import Classifier
-from runtime_server.adaptation.methods import ALONE, Cema, Eata, Method
+from runtime_server.adaptation.methods import ALONE, Cema, Eata, Joint, Method
 from runtime_server.adaptation.methods.eata import importance
 from runtime_server.adaptation.recipient import Recipient
 from runtime_server.adaptation.student import MakeMethod
 from runtime_server.adaptation.trained_encoders import teacher
 from runtime_server.suffix.generations import Generation
-from streamsplit_compile.encoder.graph import EncoderGraph
+from runtime_server.suffix.larger_encoder import LargerEncoder
 
 _MOST_REMEMBERED = 64
 """Labelled windows that tell EATA which parameters matter."""
 
 
-def method_maker(name: str, larger: EncoderGraph | None, seed: int) -> MakeMethod:
-    """Makes methods of this name. `cema` needs `larger`, the encoder that teaches."""
+TAUGHT = ("joint", "cema")
+"""Methods that need a larger encoder."""
+
+
+def method_maker(name: str, larger: LargerEncoder | None, seed: int) -> MakeMethod:
+    """Makes methods of this name. Those in `TAUGHT` need `larger`, which teaches; its recordings are clean sound."""
 
     def make(
         generation: Generation, recipient: Recipient, classifier: Classifier, labelled: LabelledWindows | None
     ) -> Method:
-        if name == "cema":
+        if name in TAUGHT:
             assert larger is not None
+            assert larger.graph is not None
             assert generation.larger is not None
-            return Cema(classifier, teacher(larger, generation.larger, recipient.head), seed)
+            taught_by = teacher(larger.graph, generation.larger, recipient.head)
+            if name == "cema":
+                return Cema(classifier, taught_by, seed)
+            return Joint(classifier, taught_by, larger.windows, seed)
         if name == "eata" and labelled is not None:
             known = torch.from_numpy(labelled.windows)[:: -(-len(labelled.windows) // _MOST_REMEMBERED)]
             return Eata(classifier, matters=importance(classifier, known))

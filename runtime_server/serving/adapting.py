@@ -13,7 +13,7 @@ from runtime_server.adaptation.adaptation_judge import GetLabelled, LabelledWind
 from runtime_server.adaptation.adaptation_loop import AdaptationLoop
 from runtime_server.adaptation.adaptation_service import AdaptationService
 from runtime_server.adaptation.known_adaptations import KnownAdaptations
-from runtime_server.adaptation.make_method import method_maker
+from runtime_server.adaptation.make_method import TAUGHT, method_maker
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.pushed_heads import PushedHeads
 from runtime_server.labels.head_clips import HeadClipsFolder
@@ -29,8 +29,8 @@ def check_adapt(config: ServerConfig, ranks: int) -> None:
     method = config.adapt.method
     if method is None:
         return
-    if method == "cema" and config.larger is None:
-        raise UsageError("--adapt cema: needs a teacher; give --larger and --calibrate, or --adapt tent")
+    if method in TAUGHT and config.larger is None:
+        raise UsageError(f"--adapt {method}: needs a teacher; give --larger and --calibrate, or --adapt tent")
     if ranks > 1:
         raise UsageError(f"--adapt {method}: works with one server process only, this is one of {ranks} ranks")
     if not open_bundle(config.bundle).manifest.info.adaptable:
@@ -49,12 +49,11 @@ def adaptation_service(
             f"--adapt {adapt.method}: {bundle.path}, which devices run, cannot be adapted; start with a new --state "
             "and a bundle compiled with --adaptable"
         )
-    larger = None if loaded.larger is None else loaded.larger.graph
     loop = AdaptationLoop(
         adapt,
         loaded.generations,
         known,
-        method_maker(adapt.method, larger, config.train.seed),
+        method_maker(adapt.method, loaded.larger, config.train.seed),
         labelled,
         config.train.share,
     )

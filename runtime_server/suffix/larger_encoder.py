@@ -76,7 +76,7 @@ class LargerEncoder:
         """Raises UsageError if there are too few windows."""
         if len(windows) < LEAST_WINDOWS:
             raise UsageError(f"--calibrate: {len(windows)} windows are too few for --larger; give {LEAST_WINDOWS}")
-        self._embed, self._windows, self.graph = embed, windows, graph
+        self._embed, self.windows, self.graph = embed, windows, graph
         self._embeddings = in_batches(embed, windows)
 
     @classmethod
@@ -101,7 +101,7 @@ class LargerEncoder:
 
     def aligned(self, embed: Embed) -> AlignedEncoder:
         """The encoder with a map to the embeddings (n, d) that a generation computes from windows (n, samples)."""
-        own = in_batches(embed, self._windows)
+        own = in_batches(embed, self.windows)
         judges = torch.arange(len(own)) % _HELD_OUT == _HELD_OUT - 1
         found = _fit(self._embeddings[~judges], own[~judges])
         cosines = functional.cosine_similarity(_mapped(self._embeddings[judges], *found), own[judges])

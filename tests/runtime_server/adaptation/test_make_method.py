@@ -7,16 +7,18 @@ import torch
 from runtime_server.adaptation.adaptation_judge import LabelledWindows
 from runtime_server.adaptation.classifier import Classifier
 from runtime_server.adaptation.make_method import method_maker
-from runtime_server.adaptation.methods import Cema, Eata, Sar, Tent
+from runtime_server.adaptation.methods import Cema, Eata, Joint, Sar, Tent
 from runtime_server.adaptation.methods.eata import importance
 from runtime_server.suffix.generations import copy_module
 
 
-@pytest.mark.parametrize(("name", "kind"), [("cema", Cema), ("tent", Tent), ("eata", Eata), ("sar", Sar)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("joint", Joint), ("cema", Cema), ("tent", Tent), ("eata", Eata), ("sar", Sar)]
+)
 def test_a_method_moves_the_layers(name, kind, taught, larger, recipient, tiny_encoder, windows):
     classifier = Classifier(copy_module(tiny_encoder.graph.module), recipient.head)
     before = {name: value.detach().clone() for name, value in classifier.adaptable().items()}
-    method = method_maker(name, larger.graph, 0)(taught.newest, recipient, classifier, None)
+    method = method_maker(name, larger, 0)(taught.newest, recipient, classifier, None)
     assert type(method) is kind
     for _ in range(3):
         method.update(windows)
