@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 MAX_WAITING = 256
 """Windows in the queue; further ones are dropped."""
 _IDLE_S = 0.2
-MethodName = Literal["cema", "joint", "tent", "eata", "sar"]
+MethodName = Literal["joint", "cema", "tent", "eata", "sar"]
 Offer = Callable[[Recipient, Adaptation], None]
 
 

@@ -14,14 +14,14 @@ from runtime_server.adaptation.trained_encoders import teacher
 from runtime_server.suffix.generations import Generation
 from runtime_server.suffix.larger_encoder import LargerEncoder
 
-TAUGHT = ("cema", "joint")
-"""Methods with a teacher."""
 _MOST_REMEMBERED = 64
 """Labelled windows that tell EATA which parameters matter."""
+TAUGHT = ("joint", "cema")
+"""Methods that need a larger encoder."""
 
 
 def method_maker(name: str, larger: LargerEncoder | None, seed: int) -> MakeMethod:
-    """Makes methods of this name. Those in `TAUGHT` need `larger`, the encoder that teaches."""
+    """Makes methods of this name. Those in `TAUGHT` need `larger`, which teaches; its recordings are clean sound."""
 
     def make(
         generation: Generation, recipient: Recipient, classifier: Classifier, labelled: LabelledWindows | None
@@ -30,10 +30,10 @@ def method_maker(name: str, larger: LargerEncoder | None, seed: int) -> MakeMeth
             assert larger is not None
             assert larger.graph is not None
             assert generation.larger is not None
-            teaching = teacher(larger.graph, generation.larger, recipient.head)
+            taught_by = teacher(larger.graph, generation.larger, recipient.head)
             if name == "cema":
-                return Cema(classifier, teaching, seed)
-            return Joint(classifier, teaching, larger.windows, seed)
+                return Cema(classifier, taught_by, seed)
+            return Joint(classifier, taught_by, larger.windows, seed)
         if name == "eata" and labelled is not None:
             known = torch.from_numpy(labelled.windows)[:: -(-len(labelled.windows) // _MOST_REMEMBERED)]
             return Eata(classifier, matters=importance(classifier, known))

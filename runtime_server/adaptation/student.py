@@ -133,6 +133,7 @@ class Student:
         return cut_model(self._graph, self.generation.bundle, tensors)
 
     def _reset(self, layers: Sequence[AdaptedLayer]) -> None:
-        """Go on from these layers, with a new method."""
-        self._changes.load(layers)
+        """Go on from these layers, with a new method, which takes the compiled ones for where everything began."""
+        self._changes.load(())
         self._method = self._make_method(self.generation, self.recipient, self._classifier, self._labelled)
+        self._changes.load(layers)

@@ -17,7 +17,7 @@ class ServeSettings(TypedDict, total=False):
     mqtt_port: int | None
     calibrate: str | PathLike[str] | None
     larger: str | PathLike[str] | None
-    adapt: Literal["cema", "joint", "tent", "eata", "sar"] | None
+    adapt: Literal["joint", "cema", "tent", "eata", "sar"] | None
     adapt_shared: bool
     adapt_least_s: float
     adapt_devices: int

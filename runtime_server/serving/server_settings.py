@@ -51,7 +51,7 @@ class ServerSettings:
     adapt: MethodName | None = setting(
         None,
         "Adapt devices to what they hear now, through their normalisation layers, from the windows that they send as "
-        "audio: cema or joint, with the encoder of larger as the teacher, or tent, eata or sar without one.",
+        "audio: joint or cema, with the encoder of larger as teacher, or tent, eata or sar without one.",
         example="cema",
     )
     adapt_shared: bool = setting(False, "One adaptation for all devices of a target instead of one each.")

@@ -134,8 +134,32 @@ def test_what_devices_have_is_taken_back_if_it_is_worse_than_the_compiled_weight
     adaptation.check_fits(adaptable_bundle.manifest, "onnx-fp32", "test")
 
 
-def test_cema_trains_and_sends(taught, larger, tiny_encoder, recipient, many, adaptable_bundle):
-    make = method_maker("cema", larger.graph, 0)
+def test_a_method_begins_at_the_compiled_layers_and_trains_from_those_that_devices_have(
+    taught, tiny_encoder, recipient, many, adaptable_bundle
+):
+    sent, began, trained = adapt(tiny_encoder.graph.module, adaptable_bundle)[1].layers, [], []
+
+    class Noting:
+        def __init__(self, generation, whose, classifier, labelled):
+            self.classifier = classifier
+            began.append(self.weight())
+
+        def weight(self):
+            return self.classifier.adaptable()["graph.stem.1.weight"].detach().clone().numpy()
+
+        def update(self, windows):
+            trained.append(self.weight())
+
+    one = Student(recipient, taught.newest, tiny_encoder.graph, Noting, None, sent, 0.0)
+    heard(one, many[:40])
+    compiled = tiny_encoder.tensors["stem.1.weight"]
+    np.testing.assert_allclose(began, [compiled])
+    np.testing.assert_allclose(trained, [compiled * sent[0].arrays()[0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cema", "joint"])
+def test_a_taught_method_trains_and_sends(name, taught, larger, tiny_encoder, recipient, many, adaptable_bundle):
+    make = method_maker(name, larger, 0)
     one = Student(recipient, taught.newest, tiny_encoder.graph, make, None, (), 0.0)
     found = heard(one, many)
     assert found

@@ -25,6 +25,7 @@ def config(method, **fields):
     ("settings", "ranks", "reason"),
     [
         (config("cema"), 1, "--adapt cema: needs a teacher; give --larger and --calibrate, or --adapt tent"),
+        (config("joint"), 1, "--adapt joint: needs a teacher; give --larger and --calibrate, or --adapt tent"),
         (config("tent"), 2, "--adapt tent: works with one server process only, this is one of 2 ranks"),
     ],
 )
