@@ -25,7 +25,7 @@ NOT_TYPED = {
         "minutes of training; tests/streamsplit_compile/bundle/test_bottlenecks.py takes a few steps",
     "ssc server run encoder.pt bundle/ --state server/ --larger larger.pt --calibrate recordings/":
         "two trained encoders; tests/integration/test_cascade.py runs it",
-    "ssc server run encoder.pt bundle/ --state server/ --larger larger.pt --calibrate recordings/ --adapt cema":
+    "ssc server run encoder.pt bundle/ --state server/ --larger larger.pt --calibrate recordings/ --adapt joint":
         "two trained encoders; tests/integration/test_adaptation_of_devices.py runs it",
     "ssc edge run --broker nats://gateway:4222 --device pi-1 --source mic --cascade 0.25 --audio-format opus "
     "--results -":
