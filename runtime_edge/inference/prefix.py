@@ -203,6 +203,11 @@ class Prefix:
         """Scales and shifts of a block's layers that are adapted."""
         return {} if self.adaptation is None else self.adaptation.of_block(block)
 
+    def share_proof(self, other: Prefix) -> None:
+        """Run the front end as another prefix of the same bundle does, which has proved its FFT."""
+        if isinstance(other._blocks[0], NativeFrontEnd):
+            self._blocks[0] = NativeFrontEnd(self.bundle.manifest.info.front_end, *self.buffers[:2])
+
     def compare_front_end(self, front_end: FrontEndInfo) -> float:
         """How far the image of a described front end is from what the first block computes."""
         return self._compared(self._blocks[0] or self.load(0), front_end)[1]

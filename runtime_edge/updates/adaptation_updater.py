@@ -15,7 +15,7 @@ from runtime_edge.formats.records.adaptation import Adaptation
 from runtime_edge.inference.engine import Engine
 from runtime_edge.transport.protocol import Transport
 from runtime_edge.updates.bundle_store import BundleStore
-from runtime_edge.updates.engine_setup import engine_for
+from runtime_edge.updates.engine_setup import adapted_engine
 from runtime_edge.updates.received_records import ReceivedRecords, RecordKind
 from runtime_edge.updates.updater import Updater
 
@@ -66,14 +66,9 @@ class AdaptationUpdater:
 
         async def adapted(engine: Engine) -> Engine:
             adaptation.check_fits(engine.bundle.manifest, engine.prefix.variant, source)
-            return await asyncio.to_thread(self._made, engine, adaptation if adaptation.layers else None)
+            wanted = adaptation if adaptation.layers else None
+            return await asyncio.to_thread(adapted_engine, engine, self._config, wanted)
 
         await self._updater.exchange(adapted)
         await self._reports.report("adapted", digest=adaptation.digest)
         return True
-
-    def _made(self, engine: Engine, adaptation: Adaptation | None) -> Engine:
-        """An engine with buffers of its own, because the present one runs meanwhile."""
-        made = engine_for(engine.bundle, self._config, None, adaptation)
-        made.ready()
-        return made

@@ -30,3 +30,14 @@ def engine_for(
             config.opus_kbps,
         )
     return Engine(bundle, variant, config.encoding, options, config.max_memory_mb, previous, stream, adaptation)
+
+
+def adapted_engine(engine: Engine, config: DeviceConfig, adaptation: Adaptation | None) -> Engine:
+    """A self-tested engine like another one with an adaptation, or with none, that can be made while that one runs.
+
+    It shares no buffers with it. Raises what `Engine` and its self-test raise.
+    """
+    made = engine_for(engine.bundle, config, None, adaptation)
+    made.prefix.share_proof(engine.prefix)
+    made.ready()
+    return made
