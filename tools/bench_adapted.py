@@ -142,7 +142,8 @@ def measure(weights: Path, work: Path, pairs: int) -> Section:
     for precision in PRECISIONS:
         ratios = found.time_ratios(f"onnx-{precision}", pairs)
         low, high = np.percentile(ratios, (25, 75)).tolist()
-        told = f"time over that of the file without --adaptable, {pairs} pairs, loaded {TURNS} times; quartiles {low:.3f}, {high:.3f}"
+        told = f"time over that of the file without --adaptable, {pairs} pairs, loaded {TURNS} times"
+        told += f"; quartiles {low:.3f}, {high:.3f}"
         section.add(f"adaptable_time_ratio.{precision}", statistics.median(ratios), "at most 1.02", told)
     return section
 
