@@ -75,7 +75,7 @@ def test_a_signed_adaptation_comes_of_what_a_device_was_unsure_about(adapting, b
     recordings.mkdir()
     harness.write_wav(recordings / "room.wav", 60.0, seed=40)
     file, _ = larger(tmp_path / "larger.pt")
-    server = adapting("--larger", file, "--calibrate", recordings, "--adapt", "cema", "--adapt-least-s", "1")
+    server = adapting("--larger", file, "--calibrate", recordings, "--adapt", "joint", "--adapt-least-s", "1")
     source = harness.write_wav(tmp_path / "audio.wav", 40.0, seed=41)
     options = ("--cascade", "1", "--events", "off", "--audio-format", "opus")
     device = harness.Device(tmp_path, server, "pi-1", source, *options)
