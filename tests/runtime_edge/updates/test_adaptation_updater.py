@@ -13,7 +13,7 @@ from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
 from runtime_edge.formats import subjects
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.model_id import model_number
+from runtime_edge.formats.model_id import model_digest, model_number
 from runtime_edge.formats.records.envelope import seal
 from runtime_edge.formats.update_events import decode_update_event
 from runtime_edge.formats.wire import decode_frame
@@ -185,9 +185,9 @@ def test_one_that_does_not_fit_is_refused_by_reason_and_nothing_changes(state, m
     assert reason in refused.reason
 
 
-def test_a_bundle_that_was_not_compiled_for_it_cannot_be_adapted(tmp_path, small_bundle, tiny_encoder):
+def test_a_bundle_that_was_not_compiled_for_it_cannot_be_adapted(tmp_path, small_bundle, made):
     BundleStore(tmp_path / "state", None).install_local(small_bundle.path)
-    transport, (_, adaptation) = InMemoryTransport(), adapt(tiny_encoder.graph.module, small_bundle)
+    transport, adaptation = InMemoryTransport(), replace(made[1], model=model_digest(small_bundle.manifest))
 
     async def work(started):
         await put(transport, adaptation)
