@@ -8,7 +8,8 @@ AUDIO ?=
 # Tests start hundreds of processes, which read the bytecode of the first; some images have it turned off.
 export PYTHONDONTWRITEBYTECODE :=
 
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Half of the time tests wait for the processes that they start, so there are more workers than the two cores of CI.
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile
 
 .PHONY: demo check test test-slow lint wheel device-archive bench fuzz arm-check clean
 
