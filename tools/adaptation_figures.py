@@ -18,7 +18,7 @@ from tools.benchmarks import Section
 
 JUDGED = (3, 5)
 """The severities that the bounds are about, at which every arm is measured."""
-OURS, PLAIN = "joint", "unadapted"
+OURS, PLAIN, CHANGING = "joint", "unadapted", "changing"
 DRAWS = 10_000
 Run = dict[str, Any]
 Streams = dict[tuple[Any, ...], Run]

@@ -9,11 +9,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from tools.adaptation_figures import OURS, PLAIN, Run, by_stream, differences, gain
+from tools.adaptation_figures import CHANGING, OURS, PLAIN, Run, by_stream, differences, gain
 from tools.benchmarks import DOCS
+from tools.corruptions import CHANGES
 
 _ARMS = ("chance", "half", "everything", "cema", "tent", "eata", "sar", "oracle")
 _COLOURS = {PLAIN: "#8d99ae", OURS: "#0b7189"}
+_LATEST = 60
 UPDATE_BYTES = 20_000
 """About what an adaptation takes (docs/adaptation.md)."""
 
@@ -21,8 +23,10 @@ UPDATE_BYTES = 20_000
 def write_page(runs: Sequence[Run], planned: int, page: Path = DOCS / "adaptation-streams.md") -> None:
     """Write the page and its pictures."""
     picture = page.with_name("adaptation-gains.svg")
-    kinds = list(dict.fromkeys(run["cell"]["kind"] for run in runs))
+    kinds = [kind for kind in dict.fromkeys(run["cell"]["kind"] for run in runs) if kind != CHANGING]
     _draw(runs, kinds, picture)
+    over_time = page.with_name("adaptation-over-time.svg")
+    told = _draw_changes([run for run in runs if run["cell"]["kind"] == CHANGING], over_time)
     lines = [
         "# Adaptation on corrupted streams",
         "",
@@ -43,6 +47,10 @@ def write_page(runs: Sequence[Run], planned: int, page: Path = DOCS / "adaptatio
         f"Down: adaptations of {UPDATE_BYTES // 1000} kB, for each window that was heard.",
         "",
         f"![Accuracy by severity]({picture.name})",
+        "",
+        "## As the corruption changes",
+        "",
+        *(told or ["Not measured yet."]),
         "",
         "## Other methods and shares",
         "",
@@ -90,6 +98,35 @@ def _compared(runs: Sequence[Run]) -> list[str]:
             over = [gain(differences(one, plain)) for one in (mine, same)]
             rows.append(f"| {arm} | {len(mine)} | {over[0]} | {over[1]} | {sent:.0f} % |")
     return rows if len(rows) > 2 else ["None is measured yet."]
+
+
+def _draw_changes(runs: Sequence[Run], out: Path) -> list[str]:
+    """Share of the latest clips labelled correctly along streams that change; returns lines about the picture."""
+    if not runs:
+        return []
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for arm, colour in _COLOURS.items():
+        found = []
+        for (_, _, _, seed), run in by_stream(runs, arm).items():
+            order = np.random.default_rng(seed).permutation(len(run["right"]))
+            found.append(np.convolve(np.asarray(run["right"])[order], np.full(_LATEST, 100 / _LATEST), "valid"))
+        axes.plot(np.arange(len(found[0])) + _LATEST, np.mean(found, axis=0), color=colour, label=arm)
+    clips = len(runs[0]["right"])
+    for part, kind in enumerate(CHANGES):
+        axes.axvline(part * clips / len(CHANGES), color="#cccccc", linewidth=0.8, zorder=0)
+        axes.text((part + 0.5) * clips / len(CHANGES), 1.0, kind or "clean", ha="center", va="bottom",
+                  transform=axes.get_xaxis_transform())  # fmt: skip
+    axes.set(xlabel="clips heard", ylabel=f"of the last {_LATEST} clips, %", xlim=(0, clips))
+    axes.legend(frameon=False, fontsize="small", loc="lower left")
+    with mpl.rc_context({"svg.hashsalt": "streamsplit"}):
+        figure.savefig(out, metadata={"Date": None})
+    severity, seeds = runs[0]["cell"]["severity"], len(by_stream(runs, OURS))
+    return [
+        f"Share of the last {_LATEST} clips that were labelled correctly, severity {severity}, mean of {seeds} seeds:",
+        "",
+        f"![Accuracy over time]({out.name})",
+    ]
 
 
 def _draw(runs: Sequence[Run], kinds: Sequence[str], out: Path) -> None:

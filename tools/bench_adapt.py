@@ -3,7 +3,8 @@
     python -m tools.bench_adapt encoder.pt head.json larger.pt --audio recordings/ [--hours 6] [--quick]
 
 `recordings/esc10/labels.csv` and `recordings/speech_commands/labels.csv` name recordings with class and fold; those of
-fold 5 are played once, corrupted (`tools.corruptions`), shuffled or in runs of one class. As on a device, the encoder
+fold 5 are played once, corrupted (`tools.corruptions`), shuffled or in runs of one class, or so that the corruption
+changes. As on a device, the encoder
 answers each window, and a gate sends some of them, as Opus at 24 kbit/s. After every 32 of these the method moves the
 norms' scales and shifts, and the device runs on with the new ones, rounded to float16 as in the file that it would be
 sent.
@@ -50,10 +51,10 @@ from runtime_server.labels.labelled import windows_of
 from runtime_server.suffix.generations import copy_module
 from runtime_server.suffix.larger_encoder import in_batches, whole
 from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
-from tools.adaptation_figures import section
+from tools.adaptation_figures import CHANGING, section
 from tools.adaptation_page import write_page
 from tools.benchmarks import DOCS, publish
-from tools.corruptions import CORRUPTIONS, SEVERITIES
+from tools.corruptions import CORRUPTIONS, SEVERITIES, changes
 from tools.judged_clips import Bools, right_clips, split_clips
 from tools.reference.corpus import GATE_DB
 
@@ -93,7 +94,8 @@ def cells() -> list[Cell]:
             for arm in (*EVERYWHERE, *AT_TWO_SEVERITIES)]  # fmt: skip
     rest = [Cell(kind, severity, order, seed, arm) for severity in SEVERITIES if severity not in (3, 5)
             for kind, order, seed in streams for arm in EVERYWHERE]  # fmt: skip
-    return both + rest
+    changing = [Cell(CHANGING, 4, "shuffled", seed, arm) for seed in SEEDS for arm in EVERYWHERE]
+    return both + changing + rest
 
 
 class Oracle:
@@ -186,10 +188,13 @@ class AdaptBench:
         if cell.order == "runs":
             clips = clips[np.argsort(random.permutation(len(self._head.labels))[self._truth[clips]], kind="stable")]
         places = [int(place) for clip in clips for place in np.flatnonzero(self._owners == clip)]
-        corrupt = CORRUPTIONS[cell.kind]
-        heard = [corrupt(window, cell.severity, 10_000 * cell.seed + place)
-                 for place, window in enumerate(self._windows)]  # fmt: skip
-        return places, np.stack(heard)
+        heard_through = changes(len(clips)) if cell.kind == CHANGING else [cell.kind] * len(clips)
+        kinds = dict(zip(clips.tolist(), heard_through, strict=True))
+        heard = self._windows.copy()
+        for place, owner in enumerate(self._owners.tolist()):
+            if kind := kinds[owner]:
+                heard[place] = CORRUPTIONS[kind](heard[place], cell.severity, 10_000 * cell.seed + place)
+        return places, heard
 
     def _gate(self, cell: Cell) -> Callable[[float], bool]:
         random, gate = np.random.default_rng(1000 + cell.seed), MostUncertain(SHARE)

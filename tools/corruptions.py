@@ -66,6 +66,8 @@ def too_loud(waveform: Array, severity: int, seed: int) -> Array:
     return _clipped(waveform / peak * 10 ** (GAIN_DB[severity - 1] / 20))
 
 
+CHANGES = ("", "low-pass", "room", "too loud", "babble", "")
+"""What is heard in the parts of a stream that changes; nothing but the recordings at its ends."""
 CORRUPTIONS: Mapping[str, Corruption] = {
     "pink noise": pink,
     "babble": babble,
@@ -73,6 +75,11 @@ CORRUPTIONS: Mapping[str, Corruption] = {
     "low-pass": low_pass,
     "too loud": too_loud,
 }
+
+
+def changes(clips: int) -> list[str]:
+    """What each clip of a stream that changes is heard through: equal parts, in the order of `CHANGES`."""
+    return [CHANGES[place * len(CHANGES) // clips] for place in range(clips)]
 
 
 def _with_noise(waveform: Array, noise: npt.NDArray[np.float64], severity: int) -> Array:

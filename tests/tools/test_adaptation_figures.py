@@ -79,3 +79,18 @@ def test_the_page_has_a_row_for_each_corruption_and_severity_and_a_picture(tmp_p
     assert "| 40 % | 50 B | 667 B |" in text, "3000 bytes up and two updates down, for 60 windows"
     assert "| everything | 2 | +30.0 (" in text
     assert (tmp_path / "adaptation-gains.svg").read_text().startswith("<?xml")
+
+
+def test_a_stream_that_changes_is_drawn_along_its_clips_and_has_no_row(tmp_path):
+    runs = some_runs()
+    for seed in range(2):
+        for arm, right in (("unadapted", 0.5), ("joint", 0.75)):
+            runs.append(run(arm, right, kind="changing", severity=4, seed=seed))
+    runs = [one | {"right": one["right"] * 3, "clean": one["clean"] * 3} for one in runs]
+    write_page(runs, 100, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "severity 4, mean of 2 seeds" in text
+    assert "| changing |" not in text
+    drawn = (tmp_path / "adaptation-over-time.svg").read_text()
+    assert "<!-- babble -->" in drawn
+    assert "<!-- joint -->" in drawn

@@ -8,7 +8,9 @@ from tools.bench_adapt import AT_TWO_SEVERITIES, EVERYWHERE, Ran, cells, kept_li
 def test_every_arm_plays_at_two_severities_and_two_arms_everywhere():
     found = cells()
     assert len(set(found)) == len(found)
-    streams = {(cell.kind, cell.order, cell.seed) for cell in found}
+    changing = [cell for cell in found if cell.kind == "changing"]
+    assert {(cell.seed, cell.arm) for cell in changing} == {(seed, arm) for seed in range(3) for arm in EVERYWHERE}
+    streams = {(cell.kind, cell.order, cell.seed) for cell in found if cell.kind != "changing"}
     assert len(streams) == 5 * 2 * 3
     for severity in (1, 2, 3, 4, 5):
         arms = {cell.arm for cell in found if cell.severity == severity}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tools.corruptions import CORRUPTIONS, LOW_PASS_HZ, RATE_HZ, RT60_S, SEVERITIES, SNR_DB
+from tools.corruptions import CHANGES, CORRUPTIONS, LOW_PASS_HZ, RATE_HZ, RT60_S, SEVERITIES, SNR_DB, changes
 
 VOICE = (0.3 * np.sin(2 * np.pi * 440 * np.arange(RATE_HZ) / RATE_HZ)).astype(np.float32)
 NOISE = np.random.default_rng(0).uniform(-0.3, 0.3, RATE_HZ).astype(np.float32)
@@ -50,3 +50,10 @@ def test_what_is_too_loud_is_clipped_the_more_the_louder():
     shares = [np.mean(np.abs(CORRUPTIONS["too loud"](VOICE, severity, 0)) >= 1.0) for severity in SEVERITIES]
     assert shares == sorted(shares)
     assert shares[0] < 0.05 < 0.8 < shares[-1]
+
+
+def test_a_stream_that_changes_begins_and_ends_clean_and_has_equal_parts():
+    found = changes(60)
+    assert found[:10] == found[-10:] == [""] * 10
+    assert [found[place] for place in range(5, 60, 10)] == list(CHANGES)
+    assert set(CHANGES) - {""} <= CORRUPTIONS.keys()
