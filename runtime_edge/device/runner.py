@@ -109,6 +109,7 @@ class WindowRunner:
             raise UsageError("cascade: sends audio, which the privacy floor (min_cut) forbids; leave one of them out")
         self._judge, self._entropy = judge, entropy
         self._cascade = MostUncertain(config.cascade) if config.cascade else None
+        self._unlabelled = MostUncertain(config.cascade) if config.cascade else None
         self._gate = self._cascade or _gate_of(table, config)
         self._config, self._boot, self._engine, self._ships = config, boot, engine, ships
         self._splitter = make_splitter(engine.bundle, table, config)
@@ -260,18 +261,22 @@ class WindowRunner:
 
         def judge(embedding: Embedding) -> FirstAnswer:
             uncertainty, novelty = self._judge(embedding)
-            return FirstAnswer(by, embedding, uncertainty, novelty, explored or self._is_worth_sending(embedding, at))
+            ships = explored or self._is_worth_sending(embedding, at, uncertainty)
+            return FirstAnswer(by, embedding, uncertainty, novelty, ships)
 
         return judge
 
-    def _is_worth_sending(self, embedding: Embedding, exit_cut: str | None) -> bool:
-        """Whether the thresholds say to ship a window, given the device's own embedding of it. A cascade ships nothing
-        without a head, which would know when it is unsure.
+    def _is_worth_sending(self, embedding: Embedding, exit_cut: str | None, uncertainty: float = 0.0) -> bool:
+        """Whether the thresholds say to ship a window, given the device's own embedding of it.
+
+        Without a head, which would know when it is unsure, a cascade goes by the memory's uncertainty.
         """
         if self._gate is None:
             return True
         entropy = self._entropy(self._engine.bundle.manifest.info, embedding, exit_cut)
-        return self._cascade is None if entropy is None else self._gate.ships(entropy)
+        if entropy is None:
+            return self._unlabelled is None or self._unlabelled.ships(uncertainty)
+        return self._gate.ships(entropy)
 
 
 def _gate_of(table: SplitterTable, config: DeviceConfig) -> Gate | None:

@@ -335,10 +335,10 @@ def test_in_a_cascade_what_the_head_is_sure_of_stays_and_is_local(bundle, action
     assert counts.finished == {"device": 3}
 
 
-def test_in_a_cascade_without_a_head_nothing_is_sent(bundle, action, windows, embedded, tmp_path):
+def test_in_a_cascade_without_a_head_windows_unlike_those_before_are_sent(bundle, action, windows, embedded, tmp_path):
     server = Server(lambda window: embedded[window])
-    results, _, _ = run(bundle, action, windows, server, tmp_path, cascade=1.0)
-    assert (server.frames, [r.answer for r in results]) == ([], ["device"] * 3)
+    results, _, _ = run(bundle, action, windows, server, tmp_path, cascade=1.0, revise_above=2.0)
+    assert (len(server.frames), [r.answer for r in results]) == (3, ["device"] * 3)
 
 
 def test_a_privacy_floor_forbids_a_cascade(bundle, action, windows, tmp_path):
