@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def stage(two_words: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    return staged(SMALL, 0, two_words, tmp_path_factory.mktemp("work"), None)
+    kept = tmp_path_factory.mktemp("work") / "runs.jsonl"
+    return staged(SMALL, 0, Namespace(audio=two_words, kept=kept, quick=False))
 
 
 def trainers(stage: Stage, **run: int) -> list[Trainer]:
