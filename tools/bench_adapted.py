@@ -17,18 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.formats import minisign, subjects
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.encoder.parts import Expected
 from runtime_edge.formats.graphs.onnx_norms import norms_of
-from runtime_edge.formats.model_id import model_digest
 from runtime_edge.formats.records.adaptation import Adaptation, AdaptedLayer
 from runtime_edge.formats.records.envelope import seal
 from runtime_edge.inference.prefix import Prefix
-from runtime_edge.inference.self_test import self_test_waveform
 from runtime_edge.updates.engine_setup import adapted_engine, engine_for
+from runtime_server.adaptation.adaptation_record import draft_adaptation, expected_of
 from runtime_server.adaptation.classifier import norm_layers
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
 from streamsplit_compile.cost.targets import load_target
@@ -60,24 +59,9 @@ def random_layers(bundle: Bundle, encoder: LoadedEncoder, seed: int = 0) -> Iter
 
 def adaptation_for(bundle: Bundle, layers: tuple[AdaptedLayer, ...]) -> Adaptation:
     """An adaptation with the self-tests that the device's own code computes."""
-    info = bundle.manifest.info
-    none = {
-        f"onnx-{name}": Expected(embedding=bytes(4 * info.encoder.embedding_dim), tolerance=0.0) for name in PRECISIONS
-    }
-
-    def made(self_tests: dict[str, Expected]) -> Adaptation:
-        return Adaptation(
-            encoder=info.encoder.id, generation=info.generation, model=model_digest(bundle.manifest),
-            created_by="tools.bench_adapted", self_tests=self_tests, layers=layers,
-        )  # fmt: skip
-
-    chirp = self_test_waveform(info.front_end.window_samples, info.front_end.sample_rate)
-    found = {}
-    for variant in none:
-        embedding = Prefix(bundle, variant, adaptation=made(none)).embed(chirp)
-        tolerance = info.self_test.variants.get(variant, info.self_test).tolerance
-        found[variant] = Expected(embedding=embedding.astype("<f4").tobytes(), tolerance=tolerance)
-    return made(found)
+    draft = draft_adaptation(bundle, layers, "tools.bench_adapted")
+    found = {variant: expected_of(Prefix(bundle, variant, adaptation=draft)) for variant in draft.self_tests}
+    return replace(draft, self_tests=found)
 
 
 @dataclass(frozen=True)

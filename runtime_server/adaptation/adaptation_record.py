@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.encoder.parts import Expected
 from runtime_edge.formats.model_id import model_digest
 from runtime_edge.formats.records.adaptation import Adaptation, AdaptedLayer
@@ -46,31 +47,41 @@ def make_adaptation(
 
     Raises what loading blocks raises.
     """
-    info = generation.bundle.manifest.info
-    draft = Adaptation(
-        encoder=info.encoder.id,
-        generation=generation.number,
-        model=model_digest(generation.bundle.manifest),
-        created_by=CREATED_BY,
-        self_tests={},
-        layers=(),
-    )
+    draft = draft_adaptation(generation.bundle, layers, CREATED_BY)
     if not layers:
         return draft
-    unknown = Expected(embedding=np.zeros(info.encoder.embedding_dim, "<f4").tobytes(), tolerance=0.0)
-    variants = [name for name in generation.bundle.manifest.variants if name.startswith("onnx-")]
-    draft = msgspec.structs.replace(draft, self_tests=dict.fromkeys(variants, unknown), layers=tuple(layers))
     found = dict(_self_tests(generation, adapted, draft, windows))
     return msgspec.structs.replace(draft, self_tests=found) if found else None
+
+
+def draft_adaptation(bundle: Bundle, layers: Sequence[AdaptedLayer], created_by: str) -> Adaptation:
+    """An adaptation whose self-tests, one for each variant that can be adapted, are not known yet."""
+    info = bundle.manifest.info
+    unknown = Expected(embedding=np.zeros(info.encoder.embedding_dim, "<f4").tobytes(), tolerance=0.0)
+    variants = [name for name in bundle.manifest.variants if layers and name.startswith("onnx-")]
+    return Adaptation(
+        encoder=info.encoder.id,
+        generation=info.generation,
+        model=model_digest(bundle.manifest),
+        created_by=created_by,
+        self_tests=dict.fromkeys(variants, unknown),
+        layers=tuple(layers),
+    )
+
+
+def expected_of(prefix: Prefix) -> Expected:
+    """What an adapted prefix gives for the self-test's waveform, with the tolerance of its variant."""
+    info = prefix.bundle.manifest.info
+    chirp = self_test_waveform(info.front_end.window_samples, info.front_end.sample_rate)
+    test = info.self_test.variants.get(prefix.variant, info.self_test)
+    return Expected(embedding=prefix.embed(chirp).astype("<f4").tobytes(), tolerance=test.tolerance)
 
 
 def _self_tests(
     generation: Generation, adapted: CutModel, draft: Adaptation, windows: Tensor
 ) -> Iterator[tuple[str, Expected]]:
     """The self-test of each variant that follows the layers."""
-    bundle = generation.bundle
-    info, samples = bundle.manifest.info, windows.numpy()
-    chirp = self_test_waveform(info.front_end.window_samples, info.front_end.sample_rate)
+    bundle, samples = generation.bundle, windows.numpy()
     wanted = [embedded(model, windows) for model in (generation.model, adapted)]
     for variant in draft.self_tests:
         plain, changed = (Prefix(bundle, variant, _RUNTIME, adaptation=one) for one in (None, draft))
@@ -80,8 +91,7 @@ def _self_tests(
         if not after >= before - MOST_COSINE_LOST:
             _LOG.warning("%s does not follow an adaptation: cosine %.3f, compiled %.3f", variant, after, before)
             continue
-        test = info.self_test.variants.get(variant, info.self_test)
-        yield variant, Expected(embedding=changed.embed(chirp).astype("<f4").tobytes(), tolerance=test.tolerance)
+        yield variant, expected_of(changed)
 
 
 def _median_cosine(prefix: Prefix, windows: npt.NDArray[np.float32], expected: Tensor) -> float:

@@ -11,6 +11,7 @@ from runtime_edge.formats.graphs.onnx_norms import norms_of
 from runtime_edge.formats.model_id import model_digest
 from runtime_edge.formats.records.adaptation import Adaptation, AdaptedLayer
 from runtime_edge.inference.self_test import self_test_waveform
+from runtime_server.adaptation.classifier import Classifier
 from runtime_server.suffix.generations import copy_module
 
 TOLERANCES = {"onnx-fp32": 1e-4, "onnx-fp16": 2e-3, "onnx-int8": 0.2}
@@ -46,3 +47,14 @@ def adapt(encoder: torch.nn.Module, bundle: Bundle, seed: int = 0) -> tuple[torc
         layers=tuple(layers),
     )
     return changed, adaptation
+
+
+def only_norms_moved(begun: Classifier, one: Classifier, other: Classifier) -> None:
+    """Two classifiers that were adapted alike are the same, and differ from the first in norms, and in no more."""
+    moved = set()
+    for name, value in begun.encoder.state_dict().items():
+        assert torch.equal(one.encoder.state_dict()[name], other.encoder.state_dict()[name])
+        if not torch.equal(value, one.encoder.state_dict()[name]):
+            moved.add(name)
+    assert moved
+    assert moved <= set(begun.adaptable())

@@ -156,3 +156,13 @@ def together():
             return list(pool.map(one, range(world)))
 
     return run
+
+
+@pytest.fixture
+def adaptable(tiny_encoder, adaptable_bundle):
+    """Generations with one that can be adapted."""
+    from runtime_server.suffix.generations import Generations
+
+    known = Generations(tiny_encoder.graph)
+    known.add(adaptable_bundle, tiny_encoder.tensors)
+    return known

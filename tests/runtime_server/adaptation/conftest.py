@@ -50,14 +50,6 @@ def larger(tiny_encoder, tmp_path_factory):
 
 
 @pytest.fixture
-def adaptable(tiny_encoder, adaptable_bundle):
-    """Generations with one that can be adapted."""
-    known = Generations(tiny_encoder.graph)
-    known.add(adaptable_bundle, tiny_encoder.tensors)
-    return known
-
-
-@pytest.fixture
 def taught(tiny_encoder, adaptable_bundle, larger):
     """The same, with a larger encoder."""
     known = Generations(tiny_encoder.graph, larger=larger)

@@ -13,15 +13,7 @@ from runtime_edge.formats.wire import encode_frame
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.adaptation.known_adaptations import KnownAdaptations
 from runtime_server.releases.release_gate import first_model
-from runtime_server.suffix.generations import Generations
 from runtime_server.training.trainer import TrainConfig, Trainer
-
-
-@pytest.fixture
-def adaptable(tiny_encoder, adaptable_bundle):
-    known = Generations(tiny_encoder.graph)
-    known.add(adaptable_bundle, tiny_encoder.tensors)
-    return known
 
 
 @pytest.fixture
