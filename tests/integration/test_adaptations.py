@@ -53,6 +53,12 @@ def served(adaptable, toy, tmp_path):
         server.process.signal(9)
 
 
+def give(server, name, adaptable, adaptation):
+    """Have a device ship its second block's activation, and send it an adaptation."""
+    server.put_table(harness.always(adaptable[1], "rpi4", "two"), name)
+    server.ask(lambda hub: hub.put_adaptation(adaptation, server.key, "rpi4", name))
+
+
 async def swap_all(hub, server, name, adaptations):
     """Send one after the other, each when the one before is in use; returns how long each took, s."""
     events, took = asyncio.Queue(), []
@@ -110,11 +116,9 @@ def test_swaps_under_load_lose_nothing_and_every_answer_is_of_one_of_the_models(
 
 
 def test_a_device_begins_again_with_the_adaptation_that_it_had(start, served, adaptable, tmp_path):
-    encoder, bundle = adaptable
-    changed, adaptation = adapted(encoder, bundle, 3)
+    changed, adaptation = adapted(*adaptable, 3)
     server = served("pi-again", [adaptation])
-    server.put_table(harness.always(bundle, "rpi4", "two"), "pi-again")
-    server.ask(lambda hub: hub.put_adaptation(adaptation, server.key, "rpi4", "pi-again"))
+    give(server, "pi-again", adaptable, adaptation)
     source = harness.write_wav(tmp_path / "audio.wav", 8.0, seed=45)
     for _ in range(2):
         device = start.device(server, "pi-again", source, "--encoding", "float32", "--events", "off")
@@ -126,11 +130,9 @@ def test_a_device_begins_again_with_the_adaptation_that_it_had(start, served, ad
 
 
 def test_what_was_made_for_another_device_is_not_completed(start, served, adaptable, tmp_path):
-    encoder, bundle = adaptable
-    _, adaptation = adapted(encoder, bundle, 4)
+    _, adaptation = adapted(*adaptable, 4)
     server = served("pi-other", [adaptation])
-    server.put_table(harness.always(bundle, "rpi4", "two"), "pi-thief")
-    server.ask(lambda hub: hub.put_adaptation(adaptation, server.key, "rpi4", "pi-thief"))
+    give(server, "pi-thief", adaptable, adaptation)
     source = harness.write_wav(tmp_path / "audio.wav", 8.0, seed=46)
     device = start.device(server, "pi-thief", source, "--deadline-ms", 500)
     device.finish()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from adapting import adapt
 from msgspec.structs import replace
+from publishing import publish
 
 from runtime_edge.base.worker import Worker
 from runtime_edge.config import DeviceConfig
@@ -24,6 +25,8 @@ from runtime_edge.updates.adaptation_updater import AdaptationUpdater
 from runtime_edge.updates.bundle_store import BundleStore
 from runtime_edge.updates.first_bundle import start_updater
 from runtime_edge.updates.updater import Updater
+from streamsplit_compile.bundle.calibrate import calibration_set_for
+from streamsplit_compile.bundle.compiler import recompile
 
 OWN = subjects.table_key("rpi4", "pi-1")
 WINDOW = np.random.default_rng(0).uniform(-1, 1, 1024).astype(np.float32)
@@ -206,6 +209,25 @@ def test_one_for_another_generation_waits_and_is_no_failure(state, made):
 
     assert run(state, transport, work) is None
     assert events(transport) == []
+
+
+def test_one_that_came_before_its_bundle_is_used_when_that_takes_over(tmp_path, state, adaptable_bundle, tiny_encoder):
+    windows = calibration_set_for(adaptable_bundle.manifest.info, None).windows[:2]
+    later = recompile(
+        adaptable_bundle, tiny_encoder.tensors, tmp_path / "later", generation=2, windows=windows, reference=None
+    )
+    transport, (_, adaptation) = InMemoryTransport(), adapt(tiny_encoder.graph.module, later)
+
+    async def work(started):
+        await put(transport, adaptation)
+        assert started.swap() is None
+        publish(transport, later)
+        await transport.change(subjects.RELEASES, "rpi4", transport.values[subjects.RELEASES, "rpi4"])
+        return started.swap()
+
+    taken = run(state, transport, work)
+    assert (taken.generation, taken.adaptation) == (2, adaptation)
+    assert [event.event for event in events(transport)][-1] == "adapted"
 
 
 def test_windows_run_while_another_engine_is_made(state, made, monkeypatch):
