@@ -56,6 +56,7 @@ from streamsplit_compile.bundle.cut_assets.bottlenecks import add_bottlenecks
 from streamsplit_compile.bundle.cut_assets.exits import add_exits, keep_exits
 from streamsplit_compile.bundle.cut_assets.fitting import FittingPlan, checkpoints_of
 from streamsplit_compile.bundle.cut_assets.released_bottlenecks import keep_bottlenecks
+from streamsplit_compile.bundle.cut_choice import Notice, choose_cuts
 from streamsplit_compile.bundle.digests import combined_digest, tensor_digests, weights_digest
 from streamsplit_compile.bundle.effort import expected_effort
 from streamsplit_compile.bundle.measure import Reference, measure
@@ -65,15 +66,12 @@ from streamsplit_compile.cost.targets import Target
 from streamsplit_compile.encoder.encoders import LoadedEncoder
 from streamsplit_compile.encoder.graph import Candidate, ignores_waveform
 from streamsplit_compile.encoder.segment import CutRefused, split
-from streamsplit_compile.encoder.selection import select_cuts, why_useless, worthwhile_blocks
 from streamsplit_compile.lowering.artifact_formats import Format, Precision, variant_name
 from streamsplit_compile.splitter import pricing
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all)."""
 Tensors = Mapping[str, npt.NDArray[Any]]
-Notice = Callable[[str], None]
-"""Called with one line that the user should know and that does not end the work."""
 MAX_DROPPED_CUTS = 8
 
 
@@ -278,34 +276,6 @@ def changed_blocks(old: Manifest, new: Manifest) -> list[str]:
         for name in new.info.blocks
         if any(v.executor_info.ssc.file not in known for v in new.components[name].variants.values())
     ]
-
-
-def choose_cuts(encoder: LoadedEncoder, spec: str, notice: Notice = lambda line: None) -> list[Candidate]:
-    """The cuts for `--cuts`, judged by MACs and int8 bytes (PCM16 for the waveform).
-
-    Candidates at which the graph cannot be cut are left out; `notice` is called if no cut is worth shipping.
-    """
-    candidates = list(encoder.graph.candidates)
-    while True:
-        try:
-            segments = split(encoder.graph, candidates)
-            break
-        except CutRefused as exc:
-            if exc.cut == candidates[0].name:
-                raise
-            notice(f"left out {exc}")
-            candidates = [candidate for candidate in candidates if candidate.name != exc.cut]
-    work = np.cumsum([0, *(count_work(piece).macs for piece in segments)]).tolist()
-    sizes = [float(candidate.values) for candidate in candidates]
-    sizes[0] *= 2
-    encoder_ms = pricing.server_ms(count_work(encoder.graph.module))
-    image = next((candidate.name for candidate in candidates if encoder.ends_log_mel(candidate)), None)
-    cuts = select_cuts(candidates, spec, work, sizes, worthwhile_blocks(encoder_ms), image)
-    if image is not None and cuts[1].name != image:
-        notice(f"devices compute the front end in the graph; with {image} among the cuts they do it faster, by an FFT")
-    if reason := why_useless(candidates, cuts, work):
-        notice(f"no cut is worth shipping: {reason}; devices send audio or run the whole encoder")
-    return cuts
 
 
 def _reweight(

@@ -20,7 +20,6 @@ from streamsplit_compile.bundle.calibrate import calibration_set_for
 from streamsplit_compile.bundle.compiler import (
     CompileOptions,
     changed_blocks,
-    choose_cuts,
     compile_encoder,
     recompile,
 )
@@ -367,15 +366,6 @@ def test_nothing_is_left_behind_when_a_block_is_refused(tmp_path, tiny_encoder, 
     with pytest.raises(BackendError, match="no runtime today"):
         compile_encoder(tiny_encoder, dataclasses.replace(OPTIONS, cuts="1"), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_automatic_cuts_of_resnet_are_ends_of_its_modules(resnet_encoder, resnet_bundle):
-    names = [cut.name for cut in resnet_bundle.manifest.info.cuts]
-    assert [candidate.name for candidate in choose_cuts(resnet_encoder, "auto")] == names
-    assert names[0] == "waveform"
-    assert names[-1] == "normalize"
-    assert len(names) >= 4
-    assert max(resnet_bundle.manifest.info.parity["onnx-fp32"].max_abs_error) < 1e-4
 
 
 def test_files_carry_the_front_end_for_other_runtimes(resnet_bundle):

@@ -14,7 +14,7 @@ from shapes import WINDOW, Convolutional, make
 
 from runtime_edge.errors import UsageError
 from streamsplit_compile.bundle.calibrate import calibration_windows
-from streamsplit_compile.bundle.compiler import choose_cuts
+from streamsplit_compile.bundle.cut_choice import choose_cuts
 from streamsplit_compile.encoder.graph import export_encoder
 from streamsplit_compile.encoder.segment import extract, split
 from streamsplit_compile.lowering.onnx_lowering import INPUT, OUTPUT, keep_graph, write_weights

@@ -15,7 +15,7 @@ from shapes import GOOD, WINDOW, Convolutional, InplaceInput, NoGrad, ReadThroug
 from toys import Tiny
 
 from runtime_edge.errors import FormatError, UsageError
-from streamsplit_compile.bundle.compiler import choose_cuts
+from streamsplit_compile.bundle.cut_choice import choose_cuts
 from streamsplit_compile.bundle.soundscape import soundscape
 from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
 from streamsplit_compile.encoder.graph import export_encoder

@@ -12,7 +12,7 @@ from shapes import WINDOW, Convolutional, make
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.graphs.block_check import check_block
 from streamsplit_compile.bundle.calibrate import calibration_windows
-from streamsplit_compile.bundle.compiler import choose_cuts
+from streamsplit_compile.bundle.cut_choice import choose_cuts
 from streamsplit_compile.encoder.graph import export_encoder
 from streamsplit_compile.encoder.segment import extract, split
 
