@@ -2,11 +2,12 @@
 
     Lat = device_ms / (1 - min(R, 0.9)), and + bytes / bandwidth + round trip + server_ms at a cut before the last
     E   = device_mj [+ message_mj + mj_per_kb * bytes / 1000 + transmit_w * transfer_ms, if it ships]
-    A   = quality(k, u) + rho * u  if the server can learn from the window (shipped at a cut before the last)
+    A   = quality(k, u) + rho * u  if the server can learn from the window (shipped at a cut before the last, in time)
     r   = alpha * A - beta * Lat / t_max_ms - eta * E / e_budget_mj
 
 At the last cut the device has the embedding itself: it ships, and waits for nothing. `local` does not even ship. If
-no answer arrives within `deadline_ms`, the device runs the remaining blocks itself.
+no answer arrives within `deadline_ms`, the device runs the remaining blocks itself. Then nothing counts as learnt: over
+so slow a link windows queue until most are dropped.
 
 If an exit answers first, A and Lat are `phi` times those of its answer, which waits for nothing, plus `1 - phi`
 times those of the server's. If no server answer arrives, the exit's stands, and nothing else is run.
@@ -48,7 +49,7 @@ class RewardTerms(NamedTuple):
     quality: Any
     """alpha * A(k, u)."""
     learning: Any
-    """alpha * rho * u."""
+    """alpha * rho * u, if the server's answer comes in time."""
     delay: Any
     """-beta * Lat / t_max_ms."""
     energy: Any
@@ -82,7 +83,8 @@ def terms(
     run_mj = action.device_mj + late * (rest_of.device_mj - action.device_mj)
     energy_mj = _shipped_mj(run_mj, action, uplink, transfer_ms)
     agreed = quality(action.quality, at.uncertainty)
-    return _rewarded(action, reward, limits, at, (latency_ms, latency_ms), energy_mj, agreed)
+    learnt = action.teaches * np.logical_not(late) * at.uncertainty
+    return _rewarded(action, reward, limits, (latency_ms, latency_ms), energy_mj, agreed, learnt)
 
 
 def exit_latency_ms(first_ms: Any, final_ms: Any, reward: Reward) -> Any:
@@ -111,7 +113,8 @@ def _exit_terms(action: ActionCosts, uplink: Uplink, reward: Reward, limits: Lim
     answers_ms = first_ms, first_ms + np.where(late, 0.0, answer_ms)
     energy_mj = _shipped_mj(action.device_mj, action, uplink, transfer_ms)
     agreed = reward.first_share * first + (1 - reward.first_share) * final
-    return _rewarded(action, reward, limits, at, answers_ms, energy_mj, agreed)
+    learnt = action.teaches * np.logical_not(late) * at.uncertainty
+    return _rewarded(action, reward, limits, answers_ms, energy_mj, agreed, learnt)
 
 
 def _shipped_mj(run_mj: Any, action: ActionCosts, uplink: Uplink, transfer_ms: Any) -> Any:
@@ -128,10 +131,10 @@ def _rewarded(
     action: ActionCosts,
     reward: Reward,
     limits: Limits,
-    at: Conditions,
     answers_ms: tuple[Any, Any],
     energy_mj: Any,
     agreed: Any,
+    learnt: Any,
 ) -> RewardTerms:
     first_ms, final_ms = answers_ms
     latency_ms = final_ms if first_ms is final_ms else exit_latency_ms(first_ms, final_ms, reward)
@@ -141,7 +144,7 @@ def _rewarded(
         latency_ms,
         energy_mj,
         agreement,
-        reward.alpha * reward.rho * action.teaches * at.uncertainty,
+        reward.alpha * reward.rho * learnt,
         delay,
         energy,
         0.0 - limits.price_per_kb * action.bytes / 1000 - limits.price_late * too_late,

@@ -21,7 +21,14 @@ from runtime_edge.inference.profile import Profile
 from streamsplit_compile.bundle.soundscape import soundscape
 from streamsplit_compile.cost.radios import SURROUND_DOWN_BYTES, SURROUND_UP_BYTES, Radio, radio_on
 from streamsplit_compile.cost.targets import Target
-from streamsplit_compile.splitter.environment import ActionOutcomes, Environment, simulate, with_local
+from streamsplit_compile.splitter.environment import (
+    MOST_AGREEMENT_LOST,
+    ActionOutcomes,
+    Environment,
+    close,
+    simulate,
+    with_local,
+)
 from streamsplit_compile.splitter.policies import Actions, play, taken
 from streamsplit_compile.splitter.pricing import bundle_actions, hop_seconds
 from streamsplit_compile.splitter.raw_streams import with_stream
@@ -194,8 +201,10 @@ def _advise(
         msgspec.structs.replace(costs[0], name=one.name, encoding=one.encoding, bytes=one.bytes, quality=one.quality)
         for one in streams
     ]
-    reward = Reward(rho=0.0)
-    environment = with_local(Environment((*costs, *sent), radio.uplink(hop_s), reward, Limits(), hop_s))
+    reward, offered = Reward(rho=0.0), close(costs)
+    if far := [one.name for one in costs if one not in offered]:
+        left_out.append(f"{', '.join(far)}: agrees less by more than {MOST_AGREEMENT_LOST:g} than without a bottleneck")
+    environment = with_local(Environment((*offered, *sent), radio.uplink(hop_s), reward, Limits(), hop_s))
     traces = link_traces(radio.name, seed)
     outcome, names = simulate(environment, traces), [action.name for action in environment.actions]
     answered = _answered_bytes(bundle)

@@ -70,11 +70,15 @@ def layout_of(cut: Cut) -> Layout | None:
     """
     if cut.index == 0 or cut.shape[0] != 1 or len(cut.shape) not in (2, 3, 4) or cut.int8 is None:
         return None
-    axis = 1 if len(cut.shape) != 3 else cut.int8.axis
+    return layout_with(cut.shape, 1 if len(cut.shape) != 3 else cut.int8.axis)
+
+
+def layout_with(shape: tuple[int, ...], axis: int) -> Layout | None:
+    """The layout for activations of one window of this shape, whose channels are on this axis."""
     for most in _ROWS:
-        found = _patched(cut.shape, axis, most)
+        found = _patched(shape, axis, most)
         if found.patch_values <= MAX_PATCH_VALUES:
-            return _patched(cut.shape, axis, _FEWER_ROWS) if found.patch == (1, 1) else found
+            return _patched(shape, axis, _FEWER_ROWS) if found.patch == (1, 1) else found
     return None
 
 

@@ -123,7 +123,7 @@ def compile_encoder(
     if options.adaptable and "onnx" not in options.formats:
         raise UsageError("--adaptable: only ONNX files can be adapted; add onnx to --formats")
     progress("choosing cuts", 0, 1)
-    cuts = choose_cuts(encoder, options.cuts, notice)
+    cuts = choose_cuts(encoder, options.cuts, notice, bottlenecks=options.calibrate is not None)
     hop = max(1, round(encoder.window_samples * options.hop_share))
     calibration = calibration_set(
         options.calibrate,

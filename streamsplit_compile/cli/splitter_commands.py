@@ -31,7 +31,7 @@ from streamsplit_compile.cli.options import (
 from streamsplit_compile.cli.printing import print_json, print_table
 from streamsplit_compile.cost.radios import DEFAULT_LINK, radio_on
 from streamsplit_compile.cost.targets import load_target
-from streamsplit_compile.splitter.environment import Environment, environment_for
+from streamsplit_compile.splitter.environment import MOST_AGREEMENT_LOST, Environment, environment_for
 from streamsplit_compile.splitter.pricing import bundle_actions, hop_seconds
 from streamsplit_compile.splitter.raw_streams import with_stream
 from streamsplit_compile.splitter.table_training import TableOptions, train_table
@@ -74,6 +74,13 @@ _limit_options = together(
     ),
     click.option("--max-memory-mb", type=click.FloatRange(0, min_open=True), help="Hard cap on a prefix's memory, MB."),
     click.option("--min-cut", help="Privacy floor: no action before this cut."),
+    click.option(
+        "--max-agreement-lost",
+        default=MOST_AGREEMENT_LOST,
+        show_default=True,
+        type=click.FloatRange(0, 2),
+        help="How much less agreement a bottleneck's width may have than the plain activation at its cut.",
+    ),
 )
 """Limits that no action may exceed."""
 
@@ -146,6 +153,7 @@ def train(
     max_latency_ms: float | None,
     max_memory_mb: float | None,
     min_cut: str | None,
+    max_agreement_lost: float,
     exploration: float,
     ship: str | None,
     audio_format: Encoding,
@@ -164,7 +172,9 @@ def train(
         mb_per_hour=max_mb_per_hour, latency_p95_ms=max_latency_ms, memory_mb=max_memory_mb, min_cut=min_cut
     )
     reward = Reward(**{name: value for name, value in weights.items() if value is not None})
-    environment = bundle_environment(opened, target, reward, limits, profile_file, link, (audio_format, opus_kbps))
+    environment = bundle_environment(
+        opened, target, reward, limits, profile_file, link, (audio_format, opus_kbps), max_agreement_lost
+    )
     seen, held_out = traces_of(traces, seed)
     table = train_table(
         environment,
@@ -203,6 +213,7 @@ def bundle_environment(
     profile_file: Path | None,
     link: str = DEFAULT_LINK,
     stream: tuple[Encoding, float] = ("pcm16", 0.0),
+    agreement_lost: float = MOST_AGREEMENT_LOST,
 ) -> Environment:
     """The environment of a bundle on one of its targets, with a profile's times if one is given.
 
@@ -213,7 +224,7 @@ def bundle_environment(
         heard = soundscape(_LISTENED_S, bundle.manifest.info.front_end.sample_rate, seed=0)
         actions = with_stream(actions, bundle, *stream, heard)
     radio = radio_on(load_target(target), link)
-    return environment_for(actions, radio, reward, limits, hop_seconds(bundle.manifest))
+    return environment_for(actions, radio, reward, limits, hop_seconds(bundle.manifest), agreement_lost)
 
 
 def traces_of(text: str, seed: int) -> tuple[Traces, Traces]:

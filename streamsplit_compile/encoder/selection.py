@@ -19,6 +19,8 @@ BOUNDARY_US = 30.0
 connection, an addition and layout changes that the runtime would have fused. Measured 40 to 60 us."""
 BOUNDARY_SHARE = 0.035
 """All boundaries together cost at most this share of the encoder, as predicted for a desktop."""
+MIN_RATIO = 1.5
+"""The work up to a cut that was added for its bottleneck, over that up to the cut before it."""
 MAX_AUTO_CUTS = 6
 """Including the waveform and the embedding. A splitter table has several encodings and widths for each cut."""
 
@@ -46,7 +48,7 @@ def select_cuts(
     if spec == "all":
         chosen = list(range(last + 1))
     elif spec == "auto":
-        native = next((candidate.position for candidate in candidates[1:-1] if candidate.name == front_end), None)
+        native = next((index for index in range(1, last) if candidates[index].name == front_end), None)
         useful = _useful(candidates, work, wire_bytes, native)
         cheap = native is not None or _is_cheap_front_end(useful, work, wire_bytes)
         blocks = min(auto_blocks + cheap, MAX_AUTO_CUTS - 1)
@@ -61,6 +63,47 @@ def select_cuts(
         chosen = _merge(start, work, lambda share, count: count <= blocks)
     else:
         chosen = _named(candidates, spec)
+    return [candidates[index] for index in chosen]
+
+
+def with_early_cuts(
+    candidates: Sequence[Candidate],
+    cuts: Sequence[Candidate],
+    work: Sequence[float],
+    blocks: int,
+    narrows: Callable[[Candidate], bool],
+) -> list[Candidate]:
+    """Add cuts for bottlenecks, up to so many blocks, between the first inner cut and the embedding.
+
+    A bottleneck ships as few bytes early as late, so early cuts save the device most work. Each added cut is the module
+    boundary that best halves the gap between two neighbours, in ratios of work; one that would be within MIN_RATIO of a
+    neighbour is not added. `narrows` says where a bottleneck fits; `work[i]` is as in `select_cuts`.
+    """
+    if len(cuts) < 3:
+        return list(cuts)
+    shares = [max(done / max(work[-1], 1e-12), MIN_BLOCK_SHARE) for done in work]
+    chosen = [candidates.index(cut) for cut in cuts]
+    inner = [index for index in range(chosen[1] + 1, len(candidates) - 1) if candidates[index].boundary]
+    fitting = [
+        index
+        for index, following in itertools.pairwise([*inner, len(candidates) - 1])
+        if narrows(candidates[index])
+        and not (  # a convolution before its norm, activation or pooling
+            candidates[index].values >= candidates[following].values
+            and work[following] - work[index] <= _FREE * work[-1]
+        )
+    ]
+    while len(chosen) <= blocks:
+        gaps = {
+            index: min(shares[index] / shares[before], shares[after] / shares[index])
+            for before, after in itertools.pairwise(chosen)
+            for index in fitting
+            if before < index < after
+        }
+        best = max(gaps, key=gaps.__getitem__, default=None)
+        if best is None or gaps[best] < MIN_RATIO:
+            break
+        chosen = sorted([*chosen, best])
     return [candidates[index] for index in chosen]
 
 
@@ -87,7 +130,7 @@ def _useful(
     before. With `first`, that candidate is kept and all before it are dropped.
     """
     last = len(candidates) - 1
-    inner = [candidate.position for candidate in candidates[1:-1]]
+    inner = list(range(1, last))
     considered = [index for index in inner if candidates[index].boundary] or inner
     kept = [0] if first is None else [0, first]
     since = 0.0

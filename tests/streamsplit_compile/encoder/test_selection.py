@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from runtime_edge.errors import BundleError, UsageError
 from streamsplit_compile.encoder.graph import Candidate
-from streamsplit_compile.encoder.selection import cuts_of, select_cuts, why_useless, worthwhile_blocks
+from streamsplit_compile.encoder.selection import cuts_of, select_cuts, why_useless, with_early_cuts, worthwhile_blocks
 
 
 def candidates(count, boundaries=()):
@@ -187,3 +187,54 @@ def test_auto_always_cuts_behind_a_front_end_that_devices_compute_in_their_own_w
     assert found[-1] is known[-1]
     assert len(found) <= 4
     assert [cut.position for cut in found] == sorted({cut.position for cut in found})
+
+
+RESNET = ("waveform", "log_mel", "stem.conv", "stem", "layer1.0", "layer2.0", "layer3.0", "layer4.0", "normalize")
+RESNET_WORK = [0, 8, 28, 28, 140, 360, 590, 850, 1000]
+
+
+def resnet():
+    values = [16_000, 12_800, 102_400, 25_600, 25_600, 12_800, 6_400, 3_200, 128]
+    shapes = [(1, size) for size in values]
+    return [
+        Candidate(i, name, name, shape, True) for i, (name, shape) in enumerate(zip(RESNET, shapes, strict=True))
+    ]
+
+
+def added(known, blocks, narrows=lambda _: True):
+    cuts = [known[0], known[1], known[7], known[8]]
+    return [cut.name for cut in with_early_cuts(known, cuts, RESNET_WORK, blocks, narrows) if cut not in cuts]
+
+
+def test_bottlenecks_get_early_cuts_in_equal_ratios_of_work():
+    known = resnet()
+    assert added(known, 4) == ["layer1.0"]
+    assert added(known, 5) == ["stem", "layer1.0"], "after the pooling, not before"
+    assert added(known, 9) == ["stem", "layer1.0", "layer2.0"], "layer3.0 is too close to its neighbours"
+    assert added(known, 3) == []
+
+
+def test_early_cuts_are_where_bottlenecks_fit():
+    assert added(resnet(), 9, lambda candidate: candidate.name == "layer2.0") == ["layer2.0"]
+    assert added(resnet(), 9, lambda _: False) == []
+
+
+def test_an_encoder_that_is_not_cut_gets_no_early_cuts():
+    known = resnet()
+    assert with_early_cuts(known, [known[0], known[-1]], RESNET_WORK, 9, lambda _: True) == [known[0], known[-1]]
+
+
+@given(encoders(), st.integers(1, 12))
+def test_early_cuts_come_beside_those_that_are_there(encoder, blocks):
+    known, work, sizes = encoder
+    cuts = select_cuts(known, "auto", work, sizes)
+    found = with_early_cuts(known, cuts, work, blocks, lambda _: True)
+    assert set(cuts) <= set(found)
+    assert len(found) <= max(len(cuts), blocks + 1)
+    assert [cut.position for cut in found] == sorted({cut.position for cut in found})
+
+
+def test_a_candidate_that_was_left_out_moves_nothing():
+    known = [one for one in candidates(6, {1, 2, 3, 4}) if one.position != 2]
+    found = select_cuts(known, "auto", [0, 10, 30, 40, 50], [99, 50, 30, 20, 10])
+    assert [cut.name for cut in found] == ["cut0", "cut1", "cut3", "cut4", "cut5"]

@@ -124,6 +124,14 @@ def test_the_terms_of_the_reward_add_up_and_caps_charge_for_bytes_and_late_windo
     assert found.total == pytest.approx(9.0 + 1.2 - 3.2 - 3.0 - 4.0)
 
 
+def test_a_window_that_comes_too_late_counts_as_learnt_in_no_way() -> None:
+    early = msgspec.structs.replace(EARLY, name="early+exit", answer="exit", exit_quality=(0.7, 0.6))
+    at = Conditions(np.array(0.4), np.array(0.1), np.array([0.01, 8.0]), np.array(60.0))
+    for one in (EARLY, early):
+        found = terms(one, EMBEDDING, UPLINK, Reward(rho=0.3), Limits(), at)
+        assert np.asarray(found.learning).tolist() == pytest.approx([0.0, 1.2]), one.name
+
+
 def test_the_privacy_floor_and_the_memory_cap_leave_actions_out() -> None:
     sized = [
         msgspec.structs.replace(item, memory_mb=size)
@@ -190,3 +198,20 @@ def test_of_more_actions_than_a_table_may_have_those_stay_that_nothing_beats() -
     chosen = [item.name for item in environment_for(many, radio, Reward()).actions]
     assert len(chosen) == MAX_ACTIONS
     assert (chosen[0], chosen[-1]) == ("cut0", "cut59")
+
+
+def test_widths_that_lose_much_agreement_are_not_offered() -> None:
+    plain = action("early", 20.0, 80.0, 9_000, 5.0, (0.99, 0.97), True)
+    widths = [
+        msgspec.structs.replace(plain, name=f"early/{width}", width=width, bytes=bytes_, quality=quality)
+        for width, bytes_, quality in ((8, 60, (0.99, 0.94)), (16, 110, (0.98, 0.96)), (32, 190, (0.985, 0.965)))
+    ]
+    costs = [WAVEFORM, plain, *widths, ON_DEVICE]
+
+    def offered(**lost: float) -> list[str]:
+        return [one.name for one in environment_for(costs, load_radio("wifi"), Reward(), **lost).actions if one.width]
+
+    assert offered() == ["early/16", "early/32"], "at most 0.01 less than the plain activation, on average"
+    assert offered(agreement_lost=0.02) == ["early/8", "early/16", "early/32"]
+    assert offered(agreement_lost=0.006) == ["early/32"]
+    assert offered(agreement_lost=0.0) == []
