@@ -172,7 +172,7 @@ def measure(
     every += [action_name(cut, width) for cut, widths in manifest.widths.items() for width in widths]
     names = [LOCAL, *(chosen or ["opus-16", *every])]
     answers = Answers(bundle, target)
-    found = answers.of(names, list(clips.windows))
+    found = answers.of(names, list(clips.windows), consecutive=False)
     judge = Judge(clips, head, found[LOCAL])
     ways = [judge.way(name, found[name], answers.payloads[name]) for name in names]
     return ways, by_components(bundle, beside, known, judge) if beside else []

@@ -128,11 +128,14 @@ class Answers:
         self.payloads: dict[str, list[int]] = {}
         """By name, the payload size in bytes of each window of the last call."""
 
-    def of(self, names: Iterable[str], windows: Sequence[Array]) -> dict[str, Array]:
-        """By name, embeddings (windows, d) of consecutive windows, each (samples,). Raises UsageError without Opus."""
+    def of(self, names: Iterable[str], windows: Sequence[Array], consecutive: bool = True) -> dict[str, Array]:
+        """By name, embeddings (windows, d) of windows, each (samples,). Raises UsageError without Opus.
+
+        If the windows are not `consecutive`, one hop apart, a stream sends each of them whole.
+        """
         wanted = set(names)
         self.payloads = {name: [] for name in wanted}
-        streams = {name: self._heard(name, windows) for name in wanted if name.startswith(_OPUS)}
+        streams = {name: self._heard(name, windows, not consecutive) for name in wanted if name.startswith(_OPUS)}
         found: dict[str, list[Array]] = {name: [] for name in sorted(wanted)}
         for window in windows:
             shipped = [(name, 0, next(stream)) for name, stream in streams.items()]
@@ -171,14 +174,14 @@ class Answers:
             decoded: Array = self._decoders[cut].decode(torch.from_numpy(latent)).numpy()
         return decoded
 
-    def _heard(self, stream: str, windows: Sequence[Array]) -> Iterator[Array]:
+    def _heard(self, stream: str, windows: Sequence[Array], alone: bool) -> Iterator[Array]:
         """What the server hears of each window, (1, samples)."""
         front_end = self._manifest.info.front_end
         shape = front_end.sample_rate, front_end.window_samples, front_end.hop_samples
         encoder = AudioStreamEncoder("opus", *shape, float(stream.removeprefix(_OPUS)))
         decoder = AudioStreamDecoder("opus", *shape)
         for index, window in enumerate(windows):
-            payload = encoder.encode(window, index, alone=False)
+            payload = encoder.encode(window, index, alone)
             self.payloads[stream].append(len(payload))
             yield decoder.decode(payload, index)
 

@@ -21,7 +21,7 @@ from streamsplit_compile.cost.radios import Radio
 from streamsplit_compile.splitter.traces import Traces
 
 Array = npt.NDArray[np.float64]
-MOST_AGREEMENT_LOST = 0.01
+MOST_AGREEMENT_LOST = 0.005
 """How much less a bottleneck's width may agree with the encoder than the plain activation at its cut."""
 RULE_FULL_MBPS = 8.0
 """Bandwidth that counts as 1 in the heuristic rule: the top of the range in docs/method.md, section 6."""

@@ -55,9 +55,9 @@ PCA_WINDOWS, TRAINING_WINDOWS = 256, 1024
 WIDTHS = (8, 16, 32, 64)
 TRAINING_STEPS = 1000
 """Default number of training steps at each cut."""
-_STEPS = (2.0, 3.0, 4.0, 6.0, 8.0)
+_STEPS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 """Divisors to choose from: the step is the standard deviation of the first component divided by one of these."""
-_FINE, _STEP_LOSS = 32.0, 0.01
+_FINE, _STEP_LOSS = 32.0, 0.004
 """The divisor of a step that costs nothing, and how much mean cosine of the embedding the chosen step may cost."""
 _FILE_ERROR = 1e-2
 """Largest allowed difference between a compiled encoder and torch's, in steps of the latent."""

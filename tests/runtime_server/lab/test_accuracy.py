@@ -1,5 +1,7 @@
 """Embeddings by what makes them, against the same parts put together by hand; scores against clips that are made up."""
 
+import ctypes.util
+
 import msgspec
 import numpy as np
 import pytest
@@ -94,3 +96,15 @@ def test_what_cannot_be_judged_is_said_by_the_option(clips, tmp_path):
         Recordings(clips, tmp_path, 1, FRONT_END, fold=5)
     with pytest.raises(UsageError, match="not a whole number of hops of 7000"):
         Recordings(clips, tmp_path, 1, msgspec.structs.replace(FRONT_END, hop_samples=7000))
+
+
+@pytest.mark.skipif(ctypes.util.find_library("opus") is None, reason="libopus is not installed")
+def test_a_stream_sends_whole_windows_that_do_not_follow_each_other(resnet_bundle):
+    heard = 0.9 * soundscape(8, 16_000, 8).astype(np.float32)
+    some = [heard[start : start + 16_000] for start in (0, 70_000, 30_000)]
+    answers = Answers(resnet_bundle, "rpi4")
+    found = answers.of(["opus-16", "local"], some, consecutive=False)
+    backwards = answers.of(["opus-16"], some[::-1], consecutive=False)["opus-16"]
+    assert np.allclose(found["opus-16"], backwards[::-1], atol=1e-6), "no window hears another one"
+    mixed_up = answers.of(["opus-16"], some)["opus-16"]
+    assert near(mixed_up, found["local"]) < near(found["opus-16"], found["local"])

@@ -196,9 +196,7 @@ RESNET_WORK = [0, 8, 28, 28, 140, 360, 590, 850, 1000]
 def resnet():
     values = [16_000, 12_800, 102_400, 25_600, 25_600, 12_800, 6_400, 3_200, 128]
     shapes = [(1, size) for size in values]
-    return [
-        Candidate(i, name, name, shape, True) for i, (name, shape) in enumerate(zip(RESNET, shapes, strict=True))
-    ]
+    return [Candidate(i, name, name, shape, True) for i, (name, shape) in enumerate(zip(RESNET, shapes, strict=True))]
 
 
 def added(known, blocks, narrows=lambda _: True):
