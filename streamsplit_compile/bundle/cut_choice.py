@@ -23,8 +23,8 @@ def choose_cuts(
 ) -> list[Candidate]:
     """The cuts for `--cuts`, judged by MACs and int8 bytes (PCM16 for the waveform).
 
-    If there will be `bottlenecks`, `auto` uses up the blocks that are worthwhile with early cuts for them. Candidates at
-    which the graph cannot be cut are left out; `notice` is called if no cut is worth shipping.
+    If there will be `bottlenecks`, `auto` uses up the blocks that are worthwhile with early cuts for them. Candidates
+    at which the graph cannot be cut are left out; `notice` is called if no cut is worth shipping.
     """
     candidates = list(encoder.graph.candidates)
     while True:
