@@ -170,7 +170,8 @@ def _where_it_pays(bench: PolicyBench, points: Points | None) -> list[str]:
         )
         advice = measured_advice(bench, row.encoder, row.scenario)
         advised = advice.best.policy if advice else ""
-        found.append([row.encoder, row.scenario, *rewards, "; ".join(row.reasons) or "**yes**", advised])
+        lost = "; ".join("unknown" if one is None else f"{one:.1f}" for one in (row.lost, row.lost_first))
+        found.append([row.encoder, row.scenario, *rewards, lost, "; ".join(row.reasons) or "**yes**", advised])
     if not found:
         return []
     columns = ("encoder", f"{bench.target} on", *(f"reward of table, best other, phi {phi:g}" for phi in PHIS))
@@ -183,7 +184,7 @@ def _where_it_pays(bench: PolicyBench, points: Points | None) -> list[str]:
         "point of accuracy; and it loses a point at most. Rewards are of what was measured, without a value for what "
         "the server learns, which all that ship would have.",
         "",
-        *_table((*columns, "does it pay", "advised"), found),
+        *_table((*columns, "points lost: last answers; first", "does it pay", "advised"), found),
         "",
     ]
 

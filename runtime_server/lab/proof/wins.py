@@ -43,6 +43,10 @@ class Row:
     """By phi and policy, without the value of what a server learns."""
     reasons: tuple[str, ...]
     """Why the table does not win; empty if it does."""
+    lost: float | None
+    """Points of accuracy that the table's last answers lose against the whole encoder; None if that is unknown."""
+    lost_first: float | None
+    """The same of its first answers."""
 
     @property
     def wins(self) -> bool:
@@ -77,23 +81,22 @@ def _row(
     best, most = best_other(rewards[PHIS[0]])
     if (own := rewards[PHIS[0]][OURS]) <= most:
         reasons.append(f"reward {own:.2f}, {best} {most:.2f}")
-    lost = {name: _lost(bench, encoder, scenario, name, points) for name in (OURS, DEVICE_ONLY)}
-    gained = 0.0 if None in lost.values() else (lost[DEVICE_ONLY] or 0.0) - (lost[OURS] or 0.0)
+    lost, lost_first = (_lost(bench, encoder, scenario, points, first) for first in (False, True))
     for name in alternatives:
         better = [what for what in _FOUR if _median(runs[OURS], what) < _median(runs[name], what)]
         if name == DEVICE_ONLY:
-            enough = {"first", "energy"} <= set(better) or gained >= _GAINED
+            enough = {"first", "energy"} <= set(better) or (lost or 0.0) <= -_GAINED
         else:
             enough = len(better) >= _LEAST_BETTER
         if not enough:
             reasons.append(f"better than {name} in {' and '.join(better) or 'nothing'} only")
     if (tail_s := _tail_s(bench, scenario)) * _TAILS > (bench.shortest_s or bench.seconds):
         reasons.append(f"runs are too short to tell: the radio stays awake for {tail_s:.3g} s from before their begin")
-    if None in lost.values():
+    if lost is None:
         reasons.append("accuracy was not measured")
-    elif gained < -_MOST_LOST:  # device-only runs the whole encoder
-        reasons.append(f"{-gained:.2f} points lost")
-    return Row(encoder, scenario, rewards, tuple(reasons))
+    elif lost > _MOST_LOST:
+        reasons.append(f"{lost:.2f} points lost")
+    return Row(encoder, scenario, rewards, tuple(reasons), lost, lost_first)
 
 
 def best_other(rewards: Mapping[str, float]) -> tuple[str, float]:
@@ -121,14 +124,19 @@ def _tail_s(bench: PolicyBench, scenario: str) -> float:
 
 
 def _lost(
-    bench: PolicyBench, encoder: str, scenario: str, policy: str, points: Mapping[str, float] | None
+    bench: PolicyBench, encoder: str, scenario: str, points: Mapping[str, float] | None, first: bool
 ) -> float | None:
-    """Points of accuracy lost by a policy's last answers; None if that is unknown for one of them. The whole encoder
-    loses none, nor do 16-bit recordings sent as PCM.
+    """Points of accuracy that the table's answers lose against the device alone, which runs the whole encoder.
+
+    None if that is unknown for one of them. 16-bit recordings sent as PCM lose nothing.
     """
     if points is None:
-        accuracy = scored(bench, encoder, scenario, policy)
-        return None if accuracy is None or accuracy.head is None else -100 * accuracy.head
-    made = [name for run in runs_of(bench, encoder, scenario, policy) for name in run.final_answers or run.sequence]
+        table, alone = (scored(bench, encoder, scenario, policy) for policy in (OURS, DEVICE_ONLY))
+        right = None if table is None else table.head_first if first else table.head
+        if right is None or alone is None or alone.head is None:
+            return None
+        return 100 * (alone.head - right)
+    runs = runs_of(bench, encoder, scenario, OURS)
+    made = [name for run in runs for name in (run.first_answers if first else run.final_answers) or run.sequence]
     known = [points.get(name, 0.0 if name in ("waveform", LOCAL) else None) for name in made]
     return None if None in known else statistics.fmean(one for one in known if one is not None)

@@ -211,7 +211,7 @@ def test_widths_that_lose_much_agreement_are_not_offered() -> None:
     def offered(**lost: float) -> list[str]:
         return [one.name for one in environment_for(costs, load_radio("wifi"), Reward(), **lost).actions if one.width]
 
-    assert offered() == ["early/16", "early/32"], "at most 0.01 less than the plain activation, on average"
+    assert offered() == ["early/32"], "at most 0.005 less than the plain activation, on average"
+    assert offered(agreement_lost=0.01) == ["early/16", "early/32"]
     assert offered(agreement_lost=0.02) == ["early/8", "early/16", "early/32"]
-    assert offered(agreement_lost=0.006) == ["early/32"]
     assert offered(agreement_lost=0.0) == []

@@ -39,7 +39,8 @@ def test_a_row_wins_by_reward_and_by_two_of_four_and_before_the_device(with_devi
     page = (tmp_path / "proof.md").read_text()
     assert "The table pays in 1 of 1 rows." in page
     assert "\n- Not played: another.\n" in page
-    assert "| toy | lte | 8.30; device-only 7.20 | 8.30; device-only 7.20 | 8.30; device-only 7.20 | **yes** |" in page
+    rewards = " | ".join(["8.30; device-only 7.20"] * 3)
+    assert f"| toy | lte | {rewards} | 0.0; unknown | **yes** |" in page
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,14 @@ def test_points_of_many_clips_count_by_what_made_the_answers(with_device):
     assert row.reasons == ("1.50 points lost",)
     assert rows(played, {"toy": {"one": 0.5}})[0].wins  # the device alone runs the whole encoder
     assert rows(played, {"toy": {"two": 0.5}})[0].reasons == ("accuracy was not measured",)
+
+
+def test_the_first_answers_lose_points_of_their_own(with_device):
+    played = with_device(60.0, 40.0)
+    early = [msgspec.structs.replace(run, first_answers=["one+exit"], final_answers=["one"]) for run in played.runs]
+    (row,) = rows(msgspec.structs.replace(played, runs=early), {"toy": {"one": 0.5, "one+exit": 9.0}})
+    assert (row.lost, row.lost_first) == (0.5, 9.0)
+    assert row.wins, "last answers count"
 
 
 def test_a_run_that_is_short_beside_the_radios_tail_tells_nothing(with_device):
