@@ -16,7 +16,7 @@ from runtime_edge.formats.records.table import SplitterTable
 from runtime_edge.policy.reward import MAX_LOAD
 from runtime_edge.policy.splitter import Splitter
 from runtime_edge.transport.bandwidth import BandwidthEstimator
-from runtime_edge.transport.bandwidth_probe import CONFIRMATIONS, confirming_bytes, filler_bytes
+from runtime_edge.transport.bandwidth_probe import CONFIRMATIONS, FillerAllowance, confirming_bytes, filler_bytes
 from runtime_edge.transport.protocol import FRAME_OVERHEAD_BYTES
 
 STEP_AT_S = 20.0
@@ -58,6 +58,7 @@ class SteppedDevice:
         self._random = np.random.default_rng(self.seed)
         self._uplink = BandwidthEstimator(now=lambda: self.now)
         self._splitter = Splitter(self.table, self.cut_names, seed=self.seed)
+        self._filler = FillerAllowance()
         self._free_s = 0.0
 
     def run(self) -> list[tuple[float, str]]:
@@ -112,9 +113,9 @@ class SteppedDevice:
     def _bandwidth_probe(self, ready_s: float, sent_s: float, size: int, rtt_s: float) -> None:
         """Send a bandwidth probe after a frame, and use its result once it is over."""
         uplink = self._uplink
-        question = self._splitter.mbps_in_question()
-        filler, before = filler_bytes(uplink.uplink_mbits, question, self.table.hop_s, size), size
-        if not filler:
+        worth = self._splitter.filler_worth()
+        filler, before = filler_bytes(uplink.uplink_mbits, worth, self.table.hop_s, size), size
+        if not self._filler.allows(filler, worth):
             return
         probed_s, trip_s, pair_s = self._probe_pair(sent_s, filler, rtt_s)
         trip_s += sent_s - ready_s

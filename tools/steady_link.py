@@ -23,7 +23,13 @@ import numpy as np
 from runtime_edge.formats.records.table import LOCAL, SplitterTable
 from runtime_edge.policy.splitter import Splitter
 from runtime_edge.transport.bandwidth import BandwidthEstimator
-from runtime_edge.transport.bandwidth_probe import CONFIRMATIONS, confirming_bytes, filler_bytes, probe_is_due
+from runtime_edge.transport.bandwidth_probe import (
+    CONFIRMATIONS,
+    FillerAllowance,
+    confirming_bytes,
+    filler_bytes,
+    probe_is_due,
+)
 from runtime_edge.transport.protocol import FRAME_OVERHEAD_BYTES
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
 from streamsplit_compile.cost.targets import load_target
@@ -76,6 +82,7 @@ class SteadyRun:
         self._splitter = self.table and Splitter(self.table, self.cut_names, seed=self.seed)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
+        self._filler = FillerAllowance()
         self._free_s = self._last_back_s = 0.0
         self._in_flight = 0
         self._jitter = -math.inf, 0.0
@@ -85,14 +92,14 @@ class SteadyRun:
         for index in range(int(seconds / self.hop_s)):
             self._until(index * self.hop_s)
             self.estimates.append((self.now, self._uplink.uplink_mbits))
-            size, question = self.frame_bytes, None
+            size, worth = self.frame_bytes, 0.0
             if self._splitter is not None and self.table is not None:
                 chosen = self._splitter.choose(_UNCERTAINTY, _CPU, self._uplink.uplink_mbits, self._uplink.rtt_ms)
                 if not chosen.explored:
                     self.cuts.append((self.now, chosen.cut))
-                question = self._splitter.mbps_in_question()
+                worth = self._splitter.filler_worth()
                 size = 0 if chosen.cut == LOCAL else self.table.action_bytes[chosen.action] + FRAME_OVERHEAD_BYTES
-            self._window(size, question)
+            self._window(size, worth)
         return self
 
     def worst_factor(self) -> float:
@@ -106,7 +113,7 @@ class SteadyRun:
         times = [time_s for (_, a), (time_s, b) in itertools.pairwise(known) if a != b]
         return max((sum(one <= other < one + 60.0 for other in times) for one in times), default=0)
 
-    def _window(self, size: int, question: float | None) -> None:
+    def _window(self, size: int, worth: float) -> None:
         start_s, uplink, alone = self.now, self._uplink, not self._in_flight
         if size and alone and uplink.wants_ping(size):
             back_s = self._back(self._sent(start_s, _PING_BYTES))
@@ -119,8 +126,9 @@ class SteadyRun:
             self._at(acked_s, lambda: self._stored(size, acked_s - start_s, alone))
             if self._random.random() < self.link.late_answers:
                 self._at(start_s + _DEADLINE_S, lambda: uplink.timeout(_DEADLINE_S, stored=acked_s <= self.now))
-        filler = filler_bytes(uplink.uplink_mbits, question, self.hop_s, size)
-        if filler and alone and probe_is_due(start_s - uplink.measured_at, bool(size), capped=False):
+        filler = filler_bytes(uplink.uplink_mbits, worth, self.hop_s, size)
+        due = alone and probe_is_due(start_s - uplink.measured_at, bool(size), capped=False)
+        if self._filler.allows(filler if due else 0, worth):
             self._probe(start_s, filler, size)
 
     def _stored(self, size: int, seconds: float, alone: bool) -> None:

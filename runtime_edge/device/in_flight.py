@@ -20,8 +20,8 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
     live: bool
     """Whether its frame is to be sent at once."""
     decision: Decision
-    mbps_in_question: float | None
-    """The uplink rate, above the current one, at which another cut would have been better; None if there is none."""
+    filler_worth: float
+    """Bytes that it may cost to see whether the link has become faster (`Splitter.filler_worth`)."""
     capped: bool
     """Whether the table has a cap on bytes."""
     hop_s: float

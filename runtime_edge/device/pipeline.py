@@ -31,7 +31,7 @@ from runtime_edge.inference.engine import Embedding, Engine
 from runtime_edge.service.status import REFUSED_FOR_LONG, completes_none
 from runtime_edge.transport.accounting import LoopCounts
 from runtime_edge.transport.bandwidth import BandwidthEstimator
-from runtime_edge.transport.bandwidth_probe import filler_bytes, probe_is_due
+from runtime_edge.transport.bandwidth_probe import FillerAllowance, filler_bytes, probe_is_due
 from runtime_edge.transport.delivery import Delivery
 from runtime_edge.updates.head_updater import HeadUpdater
 from runtime_edge.updates.learner_sync import LearnerSync
@@ -77,6 +77,7 @@ class Pipeline:
     """Windows, by index, whose first answer stands because no other came in time; without their samples and frames."""
     _engine: Engine | None = None
     """The engine of the latest window."""
+    _filler: FillerAllowance = field(default_factory=FillerAllowance)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def run_window(self, window: CapturedWindow) -> None:
@@ -192,11 +193,13 @@ class Pipeline:
         delivery.exchange(in_flight.message_id, in_flight.window.index, frame, deadline_s, answered, in_flight.hop_s)
 
     def _probe_bandwidth(self, delivery: Delivery, in_flight: InFlight) -> None:
-        """If a faster link would change the cut, measure the link: right behind a frame, or now and then."""
+        """If a faster link would change the cut, and looking costs little beside that, measure the link."""
         sent = len(in_flight.step.frame) if in_flight.live and not delivery.packs else 0
-        filler = filler_bytes(self.uplink.uplink_mbits, in_flight.mbps_in_question, in_flight.hop_s, sent)
+        worth = in_flight.filler_worth
+        filler = filler_bytes(self.uplink.uplink_mbits, worth, in_flight.hop_s, sent)
         since_s = time.monotonic() - self.uplink.measured_at
-        if filler and probe_is_due(since_s, sent > 0, in_flight.capped):
+        due = filler if probe_is_due(since_s, sent > 0, in_flight.capped) else 0
+        if self._filler.allows(due, worth):
             self._spawn(delivery.bandwidth_probe(sent, filler))
 
     def _answered(self, in_flight: InFlight, reply: Reply | None, seconds: float) -> None:

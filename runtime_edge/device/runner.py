@@ -158,7 +158,7 @@ class WindowRunner:
             message_id=message_id,
             live=live,
             decision=decision,
-            mbps_in_question=splitter.mbps_in_question(),
+            filler_worth=splitter.filler_worth(),
             capped=splitter.table.limits.mb_per_hour is not None,
             hop_s=splitter.table.hop_s,
             cut=engine.cut_names[index] if decision.cut != LOCAL else LOCAL,

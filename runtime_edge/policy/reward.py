@@ -117,6 +117,12 @@ def _exit_terms(action: ActionCosts, uplink: Uplink, reward: Reward, limits: Lim
     return _rewarded(action, reward, limits, answers_ms, energy_mj, agreed, learnt)
 
 
+def byte_price(uplink: Uplink, reward: Reward, limits: Limits, bandwidth_mbps: float) -> float:
+    """The reward that a byte costs when nobody waits for it: the energy of the radio, and the cap on bytes."""
+    mj = uplink.mj_per_kb / 1000 + uplink.transmit_w / (max(bandwidth_mbps, MIN_BANDWIDTH_MBPS) * BYTES_PER_MS)
+    return reward.eta * mj / reward.e_budget_mj + limits.price_per_kb / 1000
+
+
 def _shipped_mj(run_mj: Any, action: ActionCosts, uplink: Uplink, transfer_ms: Any) -> Any:
     """Energy of what was run, and of the radio."""
     return (

@@ -17,7 +17,7 @@ import numpy as np
 from runtime_edge.errors import TableError
 from runtime_edge.formats.records.table import LOCAL, Allowance, SplitterTable, StateAxis, allowance, cut_position
 from runtime_edge.policy.online_learner import OnlineLearner
-from runtime_edge.policy.reward import BYTES_PER_MS
+from runtime_edge.policy.reward import BYTES_PER_MS, byte_price
 
 UNCERTAINTY_SMOOTHING = 0.3
 """Weight of the newest uncertainty in the exponential mean used to look up the table (docs/method.md, section 6)."""
@@ -30,6 +30,8 @@ RTT_JITTER_MS = 5.0
 """How far the smoothed round trip wavers on a steady link (docs/method.md, section 6: samples by 15 ms)."""
 URGENT = 0.25
 """The reward (10 ms of latency at the default weights) that keeping a cut must lose for a dwell to end early."""
+LOOK_SHARE = 0.25
+"""Share of what a faster link would gain that looking for it may cost."""
 RETURN_S = 60.0
 """How long an action just left is not taken again while neither link nor load have moved: otherwise an estimate that
 wavers about the edge of a bin would make the device switch back and forth."""
@@ -188,22 +190,24 @@ class Splitter:
         chosen = action if exploration is None else exploration
         return Decision(plan.names[chosen], chosen, row, exploration is not None, *plan.kinds[chosen][1:])
 
-    def mbps_in_question(self) -> float | None:
-        """The next uplink rate above the present one at which another action would be better; None if there is none.
+    def filler_worth(self) -> float:
+        """Bytes that a window may cost, at the table's prices, to see whether the link has become faster.
 
-        Small frames do not reveal that the link has recovered; this is the rate up to which to look.
+        They cost LOOK_SHARE of what the best action over a faster link would gain; 0 if no faster link would change the
+        cut. Small frames do not reveal that the link has recovered.
         """
         plan = self._plan
         if plan.bandwidth is None or self._action < 0 or self._latest_row < 0:
-            return None
-        axis, place = plan.axes[plan.bandwidth], self._bins[plan.bandwidth]
-        row = self._latest_row
-        for above in range(place, len(axis.edges)):
+            return 0.0
+        axis, gain, row = plan.axes[plan.bandwidth], plan.table.hysteresis, self._latest_row
+        for _ in range(self._bins[plan.bandwidth], len(axis.edges)):
             row += axis.stride
             q = self._q(row)
-            if q[self._best(row)] - q[self._action] > plan.table.hysteresis:
-                return axis.up[above]
-        return None
+            gain = max(gain, q[self._best(row)] - q[self._action])
+        if gain <= plan.table.hysteresis:
+            return 0.0
+        price = byte_price(plan.table.uplink, plan.table.reward, plan.table.limits, self._state["bandwidth_mbps"])
+        return LOOK_SHARE * gain / max(price, 1e-12)
 
     def _row(self, state: Mapping[str, float]) -> int:
         """The row of a state; each bin is kept until its value is past the edge by the dead band."""

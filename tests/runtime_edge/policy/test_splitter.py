@@ -12,7 +12,7 @@ from small_tables import make_table as make
 
 from runtime_edge.errors import TableError
 from runtime_edge.formats.records.table import LOCAL, Limits, StateAxis, cuts_digest
-from runtime_edge.policy.splitter import UNCERTAINTY_SMOOTHING, Decision, Splitter
+from runtime_edge.policy.splitter import LOOK_SHARE, UNCERTAINTY_SMOOTHING, Decision, Splitter
 
 SLOW_LOCAL_FAST_WAVEFORM = ((0.0, 1.0, 2.0, 3.0, 4.0), (9.0, 8.0, 7.0, 6.0, 5.0))
 
@@ -123,15 +123,18 @@ def test_a_move_of_the_round_trip_ends_a_dwell() -> None:
     assert [splitter.choose(None, 0.1, 1.0, rtt_ms).action for rtt_ms in (20.0, 80.0, 20.0)] == [4, 0, 4]
 
 
-def test_it_asks_about_the_link_only_where_a_faster_one_would_change_the_choice() -> None:
+def test_it_looks_for_a_faster_link_only_where_one_would_change_the_choice_and_by_what_that_would_gain() -> None:
     small, large = (0.0, 0.0, 0.0, 5.0, 0.0), (0.0, 5.0, 0.0, 0.0, 0.0)
-    splitter = Splitter(make((small, small, large, large), edges=(1.0, 2.0, 4.0), dead_band=0.1), CUTS)
-    assert splitter.mbps_in_question() is None  # before the first window
+    table = make((small, small, large, large), edges=(1.0, 2.0, 4.0), dead_band=0.1)
+    splitter = Splitter(table, CUTS)
+    assert splitter.filler_worth() == 0.0  # before the first window
     splitter.choose(None, 0.1, 0.5, 80.0)
-    assert splitter.mbps_in_question() == pytest.approx(2.2)
+    mj_a_byte = table.uplink.mj_per_kb / 1000 + table.uplink.transmit_w * 8 / (0.5 * 1000)
+    price = table.reward.eta * mj_a_byte / table.reward.e_budget_mj
+    assert splitter.filler_worth() == pytest.approx(LOOK_SHARE * 5.0 / price)
     splitter.choose(None, 0.1, 3.0, 80.0)
-    assert splitter.mbps_in_question() is None
-    assert Splitter(make((small, large), axis="cpu"), CUTS).mbps_in_question() is None
+    assert splitter.filler_worth() == 0.0
+    assert Splitter(make((small, large), axis="cpu"), CUTS).filler_worth() == 0.0
 
 
 def test_exploration_takes_earlier_cuts_whose_transfer_fits() -> None:

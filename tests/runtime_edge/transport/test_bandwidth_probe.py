@@ -7,23 +7,32 @@ import pytest
 
 from runtime_edge.policy.splitter import RTT_JITTER_MS
 from runtime_edge.transport.bandwidth import BandwidthEstimator
-from runtime_edge.transport.bandwidth_probe import LARGEST_BYTES, SHARE, SMALLEST_BYTES, filler_bytes
+from runtime_edge.transport.bandwidth_probe import LARGEST_BYTES, SHARE, SMALLEST_BYTES, FillerAllowance, filler_bytes
 
 
 def test_nothing_is_sent_when_no_faster_link_would_change_the_cut() -> None:
-    assert filler_bytes(1.0, None, 0.5, 300) == 0
+    assert filler_bytes(1.0, 0.0, 0.5, 300) == 0
 
 
 def test_filler_is_a_share_of_the_uplink_within_bounds() -> None:
-    assert filler_bytes(1.0, 2.0, 0.5, 300) == int(SHARE * 125_000 * 0.5)
-    assert filler_bytes(0.05, 2.0, 0.5, 300) == SMALLEST_BYTES
+    assert filler_bytes(1.0, 900.0, 0.5, 300) == int(SHARE * 125_000 * 0.5)
+    assert filler_bytes(0.05, 900.0, 0.5, 300) == SMALLEST_BYTES
     assert filler_bytes(500.0, 900.0, 0.5, 300) == LARGEST_BYTES
 
 
 def test_a_frame_that_tells_as_much_needs_none() -> None:
-    assert filler_bytes(1.0, 2.0, 0.5, 3200) == 0
-    assert filler_bytes(1.0, 2.0, 0.5, 3000) > 0
-    assert filler_bytes(0.2, 2.0, 0.5, 1000) > 0  # more than the filler, but its time is mostly the round trip
+    assert filler_bytes(1.0, 900.0, 0.5, 3200) == 0
+    assert filler_bytes(1.0, 900.0, 0.5, 3000) > 0
+    assert filler_bytes(0.2, 900.0, 0.5, 1000) > 0  # more than the filler, but its time is mostly the round trip
+
+
+def test_filler_is_sent_as_often_as_it_is_worth() -> None:
+    allowance = FillerAllowance()
+    sent = [allowance.allows(4096, 1024.0) for _ in range(40)]
+    assert sent[:4] == [True] * 4, "looking begins at once"
+    assert sent[8:].count(True) == 8, "then every fourth window"
+    assert not allowance.allows(0, 1e9), "a frame that tells enough needs no filler"
+    assert all(allowance.allows(LARGEST_BYTES, 1e9) for _ in range(9)), "where much is gained, after every frame"
 
 
 class Clock:
