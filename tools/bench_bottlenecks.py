@@ -5,6 +5,7 @@
 For each fold the bottleneck is fitted to the windows of the other folds' recordings, which also train a linear head on
 the whole encoder's embeddings. The fold's own windows then go through bottleneck, coding and suffix to that head. With
 `--alone` each width is also trained on its own, to compare the bytes of the nested bottleneck at the same cosine.
+`--publish mn04` puts the fewest bytes that lose at most a point into docs/benchmarks.* under that name.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from streamsplit_compile.bottleneck.coding import coding_tables
 from streamsplit_compile.bundle.cut_assets.bottlenecks import Fitted, fit, widths_of
 from streamsplit_compile.encoder.encoders import load_encoder
 from streamsplit_compile.encoder.segment import run_segments, split
+from tools.bench_pay import MOST_LOST
+from tools.benchmarks import Section, publish
 from tools.judged_clips import interval
 
 Array = npt.NDArray[np.float32]
@@ -46,6 +49,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--alone", action="store_true", help="Train each width by itself, too.")
     parser.add_argument("--fold", type=int, help="Judge on this fold alone.")
+    parser.add_argument("--publish", metavar="NAME", help="Of the encoder, in docs/benchmarks.*.")
     given = parser.parse_args()
     encoder, clips = load_encoder(given.encoder), load_clips(given.audio, given.data)
     names = [candidate.name for candidate in encoder.graph.candidates]
@@ -73,6 +77,9 @@ def main() -> None:
             into.add(head, clips.labels[test], whole[test], _through(one, data, heard, width))
             print(f"fold {fold}: width {width} alone: done", flush=True)
     found.tell()
+    if given.publish:
+        command = f"python -m tools.bench_bottlenecks {given.publish}.pt {given.cut} --audio ... --steps {given.steps}"
+        publish(found.section(given.publish, command))
     for width, one in alone.items():
         one.tell()
         print(f"width {width:3d}: nested takes {nested_share(found, one, width):.3f} of the bytes for the same cosine")
@@ -109,19 +116,40 @@ class Found:
             self.sizes.setdefault(width, []).extend(sizes)
             self.cosines.setdefault(width, []).extend((embeddings * whole).sum(-1).ravel().tolist())
 
+    def of_width(self, width: int) -> tuple[float, str]:
+        """Points of accuracy that a width loses, and all about it in words."""
+        plain, right, sizes = np.concatenate(self.plain), np.concatenate(self.right[width]), self.sizes[width]
+        lost, (low, high) = round(100 * float(plain.mean() - right.mean()), 6), interval(plain, right)
+        said = (
+            f"{self.cut}/{width}: {np.mean(sizes):.0f} bytes, median {np.median(sizes):.0f}, 99 % within "
+            f"{np.percentile(sizes, 99):.0f}; median cosine {np.median(self.cosines[width]):.4f}; accuracy "
+            f"{right.mean():.4f}, points lost {lost:.2f} ({low:.2f} to {high:.2f})"
+        )
+        return lost, said
+
+    @property
+    def whole(self) -> str:
+        """The accuracy of the whole encoder in words."""
+        plain = np.concatenate(self.plain)
+        return f"whole encoder {plain.mean():.4f} of {len(plain)} clips"
+
     def tell(self) -> None:
         """Print a line for each width."""
-        plain = np.concatenate(self.plain)
-        print(f"{self.cut}: whole encoder {plain.mean():.4f} of {len(plain)} clips")
-        for width, parts in self.right.items():
-            right, sizes = np.concatenate(parts), self.sizes[width]
-            low, high = interval(plain, right)
-            print(
-                f"width {width:3d}: bytes {np.mean(sizes):.0f} median {np.median(sizes):.0f} "
-                f"p99 {np.percentile(sizes, 99):.0f}  cosine {np.median(self.cosines[width]):.4f}  "
-                f"accuracy {right.mean():.4f}  points lost "
-                f"{100 * (plain.mean() - right.mean()):.2f} [{low:.2f}, {high:.2f}]"
-            )
+        print(f"{self.cut}: {self.whole}")
+        for width in self.right:
+            print(self.of_width(width)[1])
+
+    def section(self, name: str, command: str) -> Section:
+        """The fewest bytes that lose at most MOST_LOST points, and every width."""
+        made = Section("pay", f"Bytes after a bottleneck: {name}, all folds of ESC-10", command, f"bottleneck.{name}")
+        good = [width for width in self.right if self.of_width(width)[0] <= MOST_LOST]
+        if good:
+            least = min(good, key=lambda width: float(np.mean(self.sizes[width])))
+            what = f"bytes a window: {self.of_width(least)[1]}; {self.whole}"
+            made.add(f"bytes_equal_accuracy.{name}", float(np.mean(self.sizes[least])), "at most 340", what)
+        for width in self.right:
+            made.detail(f"width {width}", self.of_width(width)[1])
+        return made
 
 
 def nested_share(nested: Found, alone: Found, width: int) -> float:
