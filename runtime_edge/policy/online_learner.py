@@ -87,8 +87,8 @@ class OnlineLearner:
                 at._replace(uncertainty=uncertainty),
             )
             if action.answer == "exit":
-                # Without an answer the exit's stands.
-                final_ms = device_ms + (answer_ms or 0.0)
+                # Without an answer the exit's stands, from the deadline on.
+                final_ms = device_ms + (table.uplink.deadline_ms if answer_ms is None else answer_ms)
                 felt_ms = exit_latency_ms(device_ms, final_ms, table.reward)
             elif answer_ms is None:
                 on_device = terms(action, self._whole, table.uplink, table.reward, table.limits, at._replace(cpu=0.0))

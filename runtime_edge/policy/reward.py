@@ -10,7 +10,8 @@ no answer arrives within `deadline_ms`, the device runs the remaining blocks its
 so slow a link windows queue until most are dropped.
 
 If an exit answers first, A and Lat are `phi` times those of its answer, which waits for nothing, plus `1 - phi`
-times those of the server's. If no server answer arrives, the exit's stands, and nothing else is run.
+times those of the server's. If no server answer arrives, nothing else is run, and the exit's answer stands: as the
+last one it counts from the deadline on, when nobody waits for another any more.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def _exit_terms(action: ActionCosts, uplink: Uplink, reward: Reward, limits: Lim
     late = answer_ms > uplink.deadline_ms
     first = quality(action.exit_quality, at.uncertainty)
     final = np.where(late, first, quality(action.quality, at.uncertainty))
-    answers_ms = first_ms, first_ms + np.where(late, 0.0, answer_ms)
+    answers_ms = first_ms, first_ms + np.minimum(answer_ms, uplink.deadline_ms)
     energy_mj = _shipped_mj(action.device_mj, action, uplink, transfer_ms)
     agreed = reward.first_share * first + (1 - reward.first_share) * final
     learnt = action.teaches * np.logical_not(late) * at.uncertainty

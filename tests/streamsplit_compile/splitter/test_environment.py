@@ -68,9 +68,9 @@ def test_a_window_whose_exit_answers_first_by_hand() -> None:
     assert outcome.quality[0, 0, 1] == pytest.approx((0.7 + 0.9) / 2)
     assert outcome.reward[0, 0, 1] == pytest.approx(10 * (0.8 + 0.12) - 5 * 88 / 200 - 3)
 
-    # Without an answer in time the exit's stands, and the device runs nothing else.
+    # Without an answer in time the exit's stands, from the deadline on, and the device runs nothing else.
     dead = simulate(environment, one_window(cpu=0.0, uncertainty=0.9, mbps=0.0, rtt_ms=60.0))
-    assert dead.latency_ms[0, 0, 1] == pytest.approx(22)
+    assert dead.latency_ms[0, 0, 1] == pytest.approx((22 + 22 + UPLINK.deadline_ms) / 2)
     assert dead.quality[0, 0, 1] == pytest.approx(0.6)
     assert dead.energy_mj[0, 0, 1] < dead.energy_mj[0, 0, 0]
 
