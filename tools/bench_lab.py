@@ -110,7 +110,8 @@ def rows_section(bench: PolicyBench, prompt: str, thrifty: str) -> Section:
     pages = [one for one in pages if one.link_is]  # earlier ones counted energy without the link's radio
     compared = [(one.target, row) for one in pages for row in rows(one, points())]
     won = [f"{row.encoder} on {target} over {row.scenario}" for target, row in compared if row.wins]
-    what = f"rows of {len(compared)} in which the table pays: {', '.join(won) or 'none'}; docs/proof*.md say why the others do not"
+    where = ", ".join(won) or "none"
+    what = f"rows of {len(compared)} in which the table pays: {where}; docs/proof*.md say why the others do not"
     found.add("wins", len(won), "at least 3", what)
     return found
 

@@ -84,8 +84,7 @@ def terms(
     run_mj = action.device_mj + late * (rest_of.device_mj - action.device_mj)
     energy_mj = _shipped_mj(run_mj, action, uplink, transfer_ms)
     agreed = quality(action.quality, at.uncertainty)
-    learnt = action.teaches * np.logical_not(late) * at.uncertainty
-    return _rewarded(action, reward, limits, (latency_ms, latency_ms), energy_mj, agreed, learnt)
+    return _rewarded(action, reward, limits, at, late, (latency_ms, latency_ms), energy_mj, agreed)
 
 
 def exit_latency_ms(first_ms: Any, final_ms: Any, reward: Reward) -> Any:
@@ -114,8 +113,7 @@ def _exit_terms(action: ActionCosts, uplink: Uplink, reward: Reward, limits: Lim
     answers_ms = first_ms, first_ms + np.minimum(answer_ms, uplink.deadline_ms)
     energy_mj = _shipped_mj(action.device_mj, action, uplink, transfer_ms)
     agreed = reward.first_share * first + (1 - reward.first_share) * final
-    learnt = action.teaches * np.logical_not(late) * at.uncertainty
-    return _rewarded(action, reward, limits, answers_ms, energy_mj, agreed, learnt)
+    return _rewarded(action, reward, limits, at, late, answers_ms, energy_mj, agreed)
 
 
 def byte_price(uplink: Uplink, reward: Reward, limits: Limits, bandwidth_mbps: float) -> float:
@@ -138,10 +136,11 @@ def _rewarded(
     action: ActionCosts,
     reward: Reward,
     limits: Limits,
+    at: Conditions,
+    late: Any,
     answers_ms: tuple[Any, Any],
     energy_mj: Any,
     agreed: Any,
-    learnt: Any,
 ) -> RewardTerms:
     first_ms, final_ms = answers_ms
     latency_ms = final_ms if first_ms is final_ms else exit_latency_ms(first_ms, final_ms, reward)
@@ -151,7 +150,7 @@ def _rewarded(
         latency_ms,
         energy_mj,
         agreement,
-        reward.alpha * reward.rho * learnt,
+        reward.alpha * reward.rho * action.teaches * np.logical_not(late) * at.uncertainty,
         delay,
         energy,
         0.0 - limits.price_per_kb * action.bytes / 1000 - limits.price_late * too_late,

@@ -25,7 +25,7 @@ from streamsplit_compile.splitter.environment import (
     MOST_AGREEMENT_LOST,
     ActionOutcomes,
     Environment,
-    close,
+    close_enough,
     simulate,
     with_local,
 )
@@ -201,7 +201,7 @@ def _advise(
         msgspec.structs.replace(costs[0], name=one.name, encoding=one.encoding, bytes=one.bytes, quality=one.quality)
         for one in streams
     ]
-    reward, offered = Reward(rho=0.0), close(costs)
+    reward, offered = Reward(rho=0.0), close_enough(costs)
     if far := [one.name for one in costs if one not in offered]:
         left_out.append(f"{', '.join(far)}: agrees less by more than {MOST_AGREEMENT_LOST:g} than without a bottleneck")
     environment = with_local(Environment((*offered, *sent), radio.uplink(hop_s), reward, Limits(), hop_s))

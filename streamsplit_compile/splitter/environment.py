@@ -86,7 +86,7 @@ def environment_for(
 ) -> Environment:
     """The environment of these actions over this radio, without those the privacy floor or the memory cap forbid.
 
-    A bottleneck's width is kept only if it is close to the encoder (`close`) and no other action beats it. If there are
+    A bottleneck's width is kept only if it is `close_enough` to the encoder and no other action beats it. If there are
     more actions than a table may have, only useful ones are kept, or as many of them as it may have, evenly spread.
 
     Raises UsageError for actions that make no sense, or when a cap leaves none.
@@ -101,12 +101,12 @@ def environment_for(
     if not allowed:
         least = min(action.memory_mb for action in costs[floor:])
         raise UsageError(f"memory cap {room:g} MB: no cut above the privacy floor needs less than {least:.1f} MB")
-    near = close(allowed, agreement_lost)
+    near = close_enough(allowed, agreement_lost)
     front = tuple(one for one in near if not (one.width and any(_beats(other, one) for other in near)))
     return Environment(_few(front), radio.uplink(hop_s), reward, limits, hop_s)
 
 
-def close(actions: Sequence[ActionCosts], agreement_lost: float = MOST_AGREEMENT_LOST) -> list[ActionCosts]:
+def close_enough(actions: Sequence[ActionCosts], agreement_lost: float = MOST_AGREEMENT_LOST) -> list[ActionCosts]:
     """The actions without those whose last answers suffer from their bottleneck.
 
     Left out are widths that agree with the encoder by more than `agreement_lost` less than the plain activation at

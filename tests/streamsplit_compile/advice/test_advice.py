@@ -8,6 +8,7 @@ from runtime_edge.formats.bundle import open_bundle
 from streamsplit_compile.advice.advice import DEVICE_ONLY, TABLE, TIE, Advice, Estimate, advise
 from streamsplit_compile.cost.radios import radio_on
 from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.splitter.pricing import bundle_actions
 
 HOURS_OF_A_MONTH = 30 * 24
 
@@ -102,3 +103,15 @@ def test_what_does_not_fit_into_memory_is_left_out(small_bundle):
 def test_a_target_the_bundle_is_not_for_is_named(small_bundle):
     with pytest.raises(UsageError, match="--target jetson-orin-nano: this bundle was compiled for"):
         advise(open_bundle(small_bundle.path), [load_target("jetson-orin-nano")], "wifi")
+
+
+def test_widths_that_agree_too_little_are_left_out_with_the_reason(calibrated_bundle, monkeypatch):
+    costs = bundle_actions(calibrated_bundle.manifest, "rpi4")
+    worse = [replace(one, quality=(0.5,)) if one.width == 8 else one for one in costs]
+    monkeypatch.setattr("streamsplit_compile.advice.advice.bundle_actions", lambda *_: worse)
+    (advice,) = advise(calibrated_bundle, [load_target("rpi4")], "wifi")
+    (line,) = [line for line in advice.left_out if "bottleneck" in line]
+    names = line.partition(":")[0].split(", ")
+    assert {"stem/8", "stem/8+exit"} <= set(names)
+    assert line.endswith(": agrees less by more than 0.005 than without a bottleneck")
+    assert not any(advice.of(name) for name in names)
