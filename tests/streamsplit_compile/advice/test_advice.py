@@ -112,6 +112,6 @@ def test_widths_that_agree_too_little_are_left_out_with_the_reason(calibrated_bu
     (advice,) = advise(calibrated_bundle, [load_target("rpi4")], "wifi")
     (line,) = [line for line in advice.left_out if "bottleneck" in line]
     names = line.partition(":")[0].split(", ")
-    assert {"stem/8", "stem/8+exit"} <= set(names)
+    assert "stem/8" in names
     assert line.endswith(": agrees less by more than 0.005 than without a bottleneck")
     assert not any(advice.of(name) for name in names)
