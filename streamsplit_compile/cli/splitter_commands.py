@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -172,16 +173,13 @@ def train(
         mb_per_hour=max_mb_per_hour, latency_p95_ms=max_latency_ms, memory_mb=max_memory_mb, min_cut=min_cut
     )
     reward = Reward(**{name: value for name, value in weights.items() if value is not None})
-    environment = bundle_environment(
-        opened, target, reward, limits, profile_file, link, (audio_format, opus_kbps), max_agreement_lost
-    )
+    stream = audio_format, opus_kbps
+    environment = bundle_environment(opened, target, reward, limits, profile_file, link, stream, max_agreement_lost)
     seen, held_out = traces_of(traces, seed)
     table = train_table(
         environment,
         target=target,
-        encoder=opened.manifest.info.encoder.id,
-        cut_names=[cut.name for cut in opened.manifest.info.cuts],
-        bundle=opened.digest,
+        **_identity(opened),
         traces=seen,
         held_out=held_out,
         options=TableOptions(seed=seed, bins=_axes(bins), exploration=exploration, ship=_ship(ship)),
@@ -203,6 +201,12 @@ def show(table: Path, as_json: bool) -> None:
         print_json({"target": read.target, "actions": read.actions, "shares": _shares(read), "metrics": read.metrics})
     else:
         _describe(read, str(table))
+
+
+def _identity(bundle: Bundle) -> dict[str, Any]:
+    """What a table says about the bundle that it is for."""
+    info = bundle.manifest.info
+    return {"encoder": info.encoder.id, "cut_names": [cut.name for cut in info.cuts], "bundle": bundle.digest}
 
 
 def bundle_environment(
