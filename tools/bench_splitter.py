@@ -29,8 +29,8 @@ from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.encoder.encoders import load_encoder, new_encoder, save_checkpoint
 from streamsplit_compile.splitter.environment import environment_for
 from streamsplit_compile.splitter.evaluation import evaluate
-from streamsplit_compile.splitter.pricing import bundle_actions, hop_seconds
-from streamsplit_compile.splitter.table_training import TableOptions, default_held_out, default_traces, train_table
+from streamsplit_compile.splitter.pricing import bundle_actions, hop_seconds, train_for_bundle
+from streamsplit_compile.splitter.table_training import TableOptions, default_held_out, default_traces
 from streamsplit_compile.splitter.traces import FAMILIES, HELD_OUT, family_traces, observe, synthetic_traces
 from tools.benchmarks import Section, publish
 from tools.reaction import STEP_AT_S, StepConditions, SteppedDevice, changes_while_steady, reaction_s
@@ -117,7 +117,6 @@ def _bundle(directory: Path, encoder: str) -> Bundle:
 
 
 def _train(bundle: Bundle, target: str, seed: int, found: BenchedTable) -> SplitterTable:
-    info = bundle.manifest.info
     environment = environment_for(
         bundle_actions(bundle.manifest, target),
         radio_on(load_target(target)),
@@ -126,15 +125,9 @@ def _train(bundle: Bundle, target: str, seed: int, found: BenchedTable) -> Split
         hop_seconds(bundle.manifest),
     )
     started = time.process_time()
-    table = train_table(
-        environment,
-        target=target,
-        encoder=info.encoder.id,
-        cut_names=[cut.name for cut in info.cuts],
-        bundle=bundle.digest,
-        traces=default_traces(seed),
-        held_out=default_held_out(seed),
-        options=TableOptions(seed=seed),
+    traces, held_out = default_traces(seed), default_held_out(seed)
+    table = train_for_bundle(
+        bundle.manifest, bundle.digest, environment, target, traces, held_out, TableOptions(seed=seed)
     )
     found.train_s.append(time.process_time() - started)
     found.bytes.append(len(table.to_json()))

@@ -126,9 +126,9 @@ class SteadyRun:
             self._at(acked_s, lambda: self._stored(size, acked_s - start_s, alone))
             if self._random.random() < self.link.late_answers:
                 self._at(start_s + _DEADLINE_S, lambda: uplink.timeout(_DEADLINE_S, stored=acked_s <= self.now))
-        filler = filler_bytes(uplink.uplink_mbits, worth, self.hop_s, size)
         due = alone and probe_is_due(start_s - uplink.measured_at, bool(size), capped=False)
-        if self._filler.allows(filler if due else 0, worth):
+        filler = filler_bytes(uplink.uplink_mbits, worth, self.hop_s, size) if due else 0
+        if self._filler.allows(filler, worth):
             self._probe(start_s, filler, size)
 
     def _stored(self, size: int, seconds: float, alone: bool) -> None:

@@ -195,11 +195,10 @@ class Pipeline:
     def _probe_bandwidth(self, delivery: Delivery, in_flight: InFlight) -> None:
         """If a faster link would change the cut, and looking costs little beside that, measure the link."""
         sent = len(in_flight.step.frame) if in_flight.live and not delivery.packs else 0
-        worth = in_flight.filler_worth
-        filler = filler_bytes(self.uplink.uplink_mbits, worth, in_flight.hop_s, sent)
-        since_s = time.monotonic() - self.uplink.measured_at
-        due = filler if probe_is_due(since_s, sent > 0, in_flight.capped) else 0
-        if self._filler.allows(due, worth):
+        worth, since_s = in_flight.filler_worth, time.monotonic() - self.uplink.measured_at
+        due = probe_is_due(since_s, sent > 0, in_flight.capped)
+        filler = filler_bytes(self.uplink.uplink_mbits, worth, in_flight.hop_s, sent) if due else 0
+        if self._filler.allows(filler, worth):
             self._spawn(delivery.bandwidth_probe(sent, filler))
 
     def _answered(self, in_flight: InFlight, reply: Reply | None, seconds: float) -> None:

@@ -76,7 +76,7 @@ def terms(
         return _exit_terms(action, uplink, reward, limits, at)
     slowdown = 1 / (1 - np.minimum(at.cpu, MAX_LOAD))
     waits = action.teaches  # only a cut before the last teaches, and only there the server's answer is the embedding
-    transfer_ms = action.bytes / (np.maximum(at.bandwidth_mbps, MIN_BANDWIDTH_MBPS) * BYTES_PER_MS)
+    transfer_ms = _transfer_ms(action.bytes, at.bandwidth_mbps)
     answer_ms = waits * (transfer_ms + at.rtt_ms + action.server_ms)
     late = answer_ms > uplink.deadline_ms
     waited_ms = np.where(late, uplink.deadline_ms + slowdown * (rest_of.device_ms - action.device_ms), answer_ms)
@@ -105,7 +105,7 @@ def _exit_terms(action: ActionCosts, uplink: Uplink, reward: Reward, limits: Lim
     """Play an action whose exit answers first."""
     assert action.exit_quality is not msgspec.UNSET
     first_ms = action.device_ms / (1 - np.minimum(at.cpu, MAX_LOAD))
-    transfer_ms = action.bytes / (np.maximum(at.bandwidth_mbps, MIN_BANDWIDTH_MBPS) * BYTES_PER_MS)
+    transfer_ms = _transfer_ms(action.bytes, at.bandwidth_mbps)
     answer_ms = transfer_ms + at.rtt_ms + action.server_ms
     late = answer_ms > uplink.deadline_ms
     first = quality(action.exit_quality, at.uncertainty)
@@ -118,8 +118,12 @@ def _exit_terms(action: ActionCosts, uplink: Uplink, reward: Reward, limits: Lim
 
 def byte_price(uplink: Uplink, reward: Reward, limits: Limits, bandwidth_mbps: float) -> float:
     """The reward that a byte costs when nobody waits for it: the energy of the radio, and the cap on bytes."""
-    mj = uplink.mj_per_kb / 1000 + uplink.transmit_w / (max(bandwidth_mbps, MIN_BANDWIDTH_MBPS) * BYTES_PER_MS)
+    mj = uplink.mj_per_kb / 1000 + uplink.transmit_w * float(_transfer_ms(1, bandwidth_mbps))
     return reward.eta * mj / reward.e_budget_mj + limits.price_per_kb / 1000
+
+
+def _transfer_ms(size: int, bandwidth_mbps: Any) -> Any:
+    return size / (np.maximum(bandwidth_mbps, MIN_BANDWIDTH_MBPS) * BYTES_PER_MS)
 
 
 def _shipped_mj(run_mj: Any, action: ActionCosts, uplink: Uplink, transfer_ms: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -33,9 +32,9 @@ from streamsplit_compile.cli.printing import print_json, print_table
 from streamsplit_compile.cost.radios import DEFAULT_LINK, radio_on
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.splitter.environment import MOST_AGREEMENT_LOST, Environment, environment_for
-from streamsplit_compile.splitter.pricing import bundle_actions, hop_seconds
+from streamsplit_compile.splitter.pricing import bundle_actions, hop_seconds, train_for_bundle
 from streamsplit_compile.splitter.raw_streams import with_stream
-from streamsplit_compile.splitter.table_training import TableOptions, train_table
+from streamsplit_compile.splitter.table_training import TableOptions
 from streamsplit_compile.splitter.trace_csv import known_families, recorded_traces
 from streamsplit_compile.splitter.traces import FAMILIES, HELD_OUT, Traces, family_traces
 
@@ -176,14 +175,8 @@ def train(
     stream = audio_format, opus_kbps
     environment = bundle_environment(opened, target, reward, limits, profile_file, link, stream, max_agreement_lost)
     seen, held_out = traces_of(traces, seed)
-    table = train_table(
-        environment,
-        target=target,
-        **_identity(opened),
-        traces=seen,
-        held_out=held_out,
-        options=TableOptions(seed=seed, bins=_axes(bins), exploration=exploration, ship=_ship(ship)),
-    )
+    options = TableOptions(seed=seed, bins=_axes(bins), exploration=exploration, ship=_ship(ship))
+    table = train_for_bundle(opened.manifest, opened.digest, environment, target, seen, held_out, options)
     write_table(out.parent, out.name, table.to_json(), read_key(key))
     print_json(table.metrics) if as_json else _describe(table, str(out))
 
@@ -201,12 +194,6 @@ def show(table: Path, as_json: bool) -> None:
         print_json({"target": read.target, "actions": read.actions, "shares": _shares(read), "metrics": read.metrics})
     else:
         _describe(read, str(table))
-
-
-def _identity(bundle: Bundle) -> dict[str, Any]:
-    """What a table says about the bundle that it is for."""
-    info = bundle.manifest.info
-    return {"encoder": info.encoder.id, "cut_names": [cut.name for cut in info.cuts], "bundle": bundle.digest}
 
 
 def bundle_environment(

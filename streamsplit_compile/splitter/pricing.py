@@ -19,8 +19,9 @@ from runtime_edge.inference.profile import Profile
 from streamsplit_compile.cost.cost_model import BlockWork, fft_work, predict
 from streamsplit_compile.cost.radios import DEFAULT_LINK, radio_on
 from streamsplit_compile.cost.targets import Target, load_target
-from streamsplit_compile.splitter.environment import environment_for
+from streamsplit_compile.splitter.environment import Environment, environment_for
 from streamsplit_compile.splitter.table_training import TableOptions, train_table
+from streamsplit_compile.splitter.traces import Traces
 
 SERVER_TARGET = "x86-64"
 SERVER_OVERHEAD_MS = 3.0
@@ -81,15 +82,35 @@ def price(
 
 def table_for(manifest: Manifest, target: Target, link: str, seed: int, created_by: str) -> SplitterTable:
     """The default table of a priced bundle on one of its targets, with the radio of a link."""
-    info = manifest.info
     actions, radio = bundle_actions(manifest, target.name), radio_on(target, link)
-    return train_table(
+    return train_for_bundle(
+        manifest,
+        manifests.digest(manifests.encode(manifest)),
         environment_for(actions, radio, Reward(), hop_s=hop_seconds(manifest)),
-        target=target.name,
-        encoder=info.encoder.id,
-        cut_names=[cut.name for cut in info.cuts],
-        bundle=manifests.digest(manifests.encode(manifest)),
+        target.name,
         options=TableOptions(seed=seed, created_by=created_by),
+    )
+
+
+def train_for_bundle(
+    manifest: Manifest,
+    digest: str,
+    environment: Environment,
+    target: str,
+    traces: Traces | None = None,
+    held_out: Traces | None = None,
+    options: TableOptions | None = None,
+) -> SplitterTable:
+    """`train_table` for the bundle whose manifest has this digest."""
+    return train_table(
+        environment,
+        target=target,
+        encoder=manifest.info.encoder.id,
+        cut_names=[cut.name for cut in manifest.info.cuts],
+        bundle=digest,
+        traces=traces,
+        held_out=held_out,
+        options=options,
     )
 
 
