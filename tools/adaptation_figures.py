@@ -84,6 +84,7 @@ _COMPARED = (
     ("oracle_gap", "oracle", -1, "", "points that training on true labels adds"),
     ("half_points_lost", "half", 1, "at most 1", "points lost by sending half as many windows"),
     ("gain_over_chance", "chance", 1, "", "points over as many windows sent by chance"),
+    ("gain_over_blended", "blended", 1, "", "points over joint with blended statistics"),
     ("gain_over_cema", "cema", 1, "", "points over CEMA as published, which is sent more"),
     ("gain_over_tent", "tent", 1, "", "points over TENT on what CEMA is sent"),
     ("gain_over_eata", "eata", 1, "", "points over EATA on what CEMA is sent"),

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from runtime_edge.formats.records.adaptation import Adaptation
 from runtime_server.adaptation.adaptation_judge import GetLabelled
+from runtime_server.adaptation.alike import AlikeDevices
 from runtime_server.adaptation.known_adaptations import KnownAdaptations, fits
-from runtime_server.adaptation.recipient import Recipient
+from runtime_server.adaptation.recipient import Recipient, Scope
 from runtime_server.adaptation.student import MakeMethod, Student
 from runtime_server.suffix.generations import Generation, Generations
 
@@ -25,6 +26,7 @@ MAX_WAITING = 256
 """Windows in the queue; further ones are dropped."""
 _IDLE_S = 0.2
 MethodName = Literal["joint", "cema", "tent", "eata", "sar"]
+Statistics = Literal["frozen", "blended"]
 Offer = Callable[[Recipient, Adaptation], None]
 
 
@@ -34,12 +36,14 @@ class AdaptConfig:
 
     method: MethodName | None = None
     """None: it does not."""
-    shared: bool = False
-    """Whether all devices of a target have one adaptation instead of one each."""
+    scope: Scope = "device"
+    """Who has an adaptation in common."""
     least_s: float = 60.0
     """The shortest time between two adaptations of one recipient, s."""
     devices: int = 8
     """Recipients that are trained at the same time."""
+    statistics: Statistics = "frozen"
+    """Whether batch norms keep their statistics, or also follow those of what is heard (`methods.blended`)."""
 
 
 class AdaptationLoop:
@@ -72,6 +76,7 @@ class AdaptationLoop:
         self._recipients: Mapping[str, Recipient] = {}
         self._students: OrderedDict[str, Student] = OrderedDict()
         self._counts: Counter[str] = Counter()
+        self._alike = AlikeDevices()
         self._halt = threading.Event()
 
     def hear(self, device: str, generation: int, window: Tensor) -> None:
@@ -84,6 +89,10 @@ class AdaptationLoop:
     def follow(self, recipients: Mapping[str, Recipient]) -> None:
         """From now on the windows of these devices are trained on, each for its recipient."""
         self._recipients = dict(recipients)
+
+    def founder(self, device: str) -> str:
+        """The device that names the group of those that hear like this one."""
+        return self._alike.founder(device)
 
     @property
     def counts(self) -> Counter[str]:
@@ -113,6 +122,8 @@ class AdaptationLoop:
         if recipient is None or generation is None:
             self._counts["unused"] += 1
             return
+        if self._config.scope == "alike":
+            self._alike.hear(device, recipient.target, window[0].numpy())
         try:
             student = self._student(recipient, generation)
             if student is None:

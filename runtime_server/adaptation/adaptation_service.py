@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -22,8 +23,8 @@ from runtime_edge.formats import minisign
 from runtime_edge.formats.records.adaptation import Adaptation
 from runtime_edge.formats.records.head import Head
 from runtime_server.adaptation.adaptation_loop import AdaptationLoop, AdaptConfig
-from runtime_server.adaptation.known_adaptations import KnownAdaptations
-from runtime_server.adaptation.recipient import Recipient, find_recipient
+from runtime_server.adaptation.known_adaptations import KnownAdaptations, fits
+from runtime_server.adaptation.recipient import Recipient, find_recipient, together
 from runtime_server.broker.hub import Hub
 from runtime_server.broker.pushed_heads import PushedHeads
 from runtime_server.suffix.generations import Generations
@@ -64,6 +65,7 @@ class AdaptationService:
         self._offered: asyncio.Queue[tuple[Recipient, Adaptation]] = asyncio.Queue()
         self._sent: Counter[str] = Counter()
         self._waits: list[str] = []
+        self._recipients: dict[str, Recipient] = {}
 
     def hear(self, device: str, generation: int, window: Tensor) -> None:
         """Take a new window (1, samples) float32 of a device. From any thread; never waits."""
@@ -90,12 +92,20 @@ class AdaptationService:
         counts = self._loop.counts
         return {
             "method": self._config.method,
-            "shared": self._config.shared,
+            "scope": self._config.scope,
+            "together": [list(devices) for devices in self.groups().values() if len(devices) > 1][:_SHOWN],
             "windows": {use: counts[use] for use in ("training", "judging", "dropped", "unused")},
             **{outcome: counts[outcome] for outcome in ("refused", "withdrawn")},
             **{what: self._sent[what] for what in ("sent", "bytes")},
             "waits": self._waits[:_SHOWN],
         }
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """The devices of each recipient that windows train now, by its key."""
+        found: dict[str, tuple[str, ...]] = {}
+        for device, recipient in sorted(self._recipients.items()):
+            found[recipient.key] = (*found.get(recipient.key, ()), device)
+        return found
 
     async def _look_forever(self) -> None:
         while True:
@@ -109,15 +119,27 @@ class AdaptationService:
         """Find out whose adaptation each device's windows shape."""
         info = self._generations.newest.bundle.manifest.info
         found = {
-            device: find_recipient(device, target, heads, info, self._config.shared)
+            device: find_recipient(device, target, heads, info, self._config.scope, self._loop.founder(device))
             for device, target in self._targets().items()
         }
-        self._loop.follow({device: one for device, one in found.items() if isinstance(one, Recipient)})
+        recipients = {device: one for device, one in found.items() if isinstance(one, Recipient)}
+        self._follow(together(recipients) if self._config.scope == "alike" else recipients)
         waits = sorted({why for why in found.values() if isinstance(why, str)})
         for why in waits[:_SHOWN]:
             if why not in self._waits:
                 _LOG.warning("no adaptation: %s", why)
         self._waits = waits
+
+    def _follow(self, recipients: Mapping[str, Recipient]) -> None:
+        """Let windows train these; a device that has joined others gets what they have."""
+        for device, recipient in recipients.items():
+            before = self._recipients.get(device)
+            latest = self._known.latest(recipient.key)
+            joined = before is not None and before.key != recipient.key and device != recipient.device
+            if joined and latest is not None and fits(latest, self._generations.newest):
+                self._offered.put_nowait((replace(recipient, alike=(device,)), latest))
+        self._recipients = dict(recipients)
+        self._loop.follow(recipients)
 
     async def _send_forever(self) -> None:
         while True:
@@ -132,8 +154,9 @@ class AdaptationService:
 
     async def _send(self, recipient: Recipient, adaptation: Adaptation) -> None:
         """Keep an adaptation, then publish it. Raises LinkError or OSError."""
-        if self._known.latest(recipient.key) != adaptation:
-            await asyncio.to_thread(self._known.add, recipient.key, adaptation)
-        size = await self._hub.put_adaptation(adaptation, self._key, recipient.target, recipient.device)
-        self._sent.update({"sent": 1, "bytes": size})
-        _LOG.info("adaptation for %s: %d layers, %d bytes", recipient.key, len(adaptation.layers), size)
+        for one in recipient.each():
+            if self._known.latest(one.key) != adaptation:
+                await asyncio.to_thread(self._known.add, one.key, adaptation)
+            size = await self._hub.put_adaptation(adaptation, self._key, one.target, one.device)
+            self._sent.update({"sent": 1, "bytes": size})
+            _LOG.info("adaptation for %s: %d layers, %d bytes", one.key, len(adaptation.layers), size)

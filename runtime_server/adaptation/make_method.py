@@ -6,7 +6,7 @@ import torch
 
 from runtime_server.adaptation.adaptation_judge import LabelledWindows
 from runtime_server.adaptation.classifier import Classifier
-from runtime_server.adaptation.methods import ALONE, Cema, Eata, Joint, Method
+from runtime_server.adaptation.methods import ALONE, Blended, Cema, Eata, Joint, Method
 from runtime_server.adaptation.methods.eata import importance
 from runtime_server.adaptation.recipient import Recipient
 from runtime_server.adaptation.student import MakeMethod
@@ -20,8 +20,11 @@ TAUGHT = ("joint", "cema")
 """Methods that need a larger encoder."""
 
 
-def method_maker(name: str, larger: LargerEncoder | None, seed: int) -> MakeMethod:
-    """Makes methods of this name. Those in `TAUGHT` need `larger`, which teaches; its recordings are clean sound."""
+def method_maker(name: str, larger: LargerEncoder | None, seed: int, blended: bool = False) -> MakeMethod:
+    """Makes methods of this name. Those in `TAUGHT` need `larger`, which teaches; its recordings are clean sound.
+
+    `blended`: batch norms follow the statistics of what is heard as well.
+    """
 
     def make(
         generation: Generation, recipient: Recipient, classifier: Classifier, labelled: LabelledWindows | None
@@ -39,4 +42,9 @@ def method_maker(name: str, larger: LargerEncoder | None, seed: int) -> MakeMeth
             return Eata(classifier, matters=importance(classifier, known))
         return ALONE[name](classifier)
 
-    return make
+    def make_blended(
+        generation: Generation, recipient: Recipient, classifier: Classifier, labelled: LabelledWindows | None
+    ) -> Method:
+        return Blended(make(generation, recipient, classifier, labelled), classifier)
+
+    return make_blended if blended else make

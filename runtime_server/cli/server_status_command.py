@@ -109,7 +109,9 @@ def adaptation_lines(told: dict[str, Any]) -> list[str]:
     windows = told["windows"]
     done = f"{told['sent']} sent ({size(told['bytes'])}), {told['refused']} refused, {told['withdrawn']} taken back"
     used = f"{windows['training']} windows trained, {windows['judging']} judged, {windows['dropped']} dropped"
-    return [f"adaptation by {told['method']}: {done}; {used}", *(f"no adaptation: {why}" for why in told["waits"])]
+    alike = [f"one adaptation for {', '.join(devices)}, which hear alike" for devices in told["together"]]
+    waits = [f"no adaptation: {why}" for why in told["waits"]]
+    return [f"adaptation by {told['method']}: {done}; {used}", *alike, *waits]
 
 
 def device_row(name: str, report: dict[str, Any], arrived: int) -> list[str]:

@@ -53,7 +53,7 @@ def adaptation_service(
         adapt,
         loaded.generations,
         known,
-        method_maker(adapt.method, loaded.larger, config.train.seed),
+        method_maker(adapt.method, loaded.larger, config.train.seed, adapt.statistics == "blended"),
         labelled,
         config.train.share,
     )

@@ -18,9 +18,10 @@ class ServeSettings(TypedDict, total=False):
     calibrate: str | PathLike[str] | None
     larger: str | PathLike[str] | None
     adapt: Literal["joint", "cema", "tent", "eata", "sar"] | None
-    adapt_shared: bool
+    adapt_scope: Literal["device", "alike", "target"]
     adapt_least_s: float
     adapt_devices: int
+    adapt_statistics: Literal["frozen", "blended"]
     training: bool | None
     batch: int
     objective: Literal["neighbours", "virtual-negatives", "simclr", "moco", "simsiam", "barlow-twins"]

@@ -13,7 +13,8 @@ from typing import Literal
 
 from runtime_edge.errors import UsageError
 from runtime_edge.settings import setting
-from runtime_server.adaptation.adaptation_loop import AdaptConfig, MethodName
+from runtime_server.adaptation.adaptation_loop import AdaptConfig, MethodName, Statistics
+from runtime_server.adaptation.recipient import Scope
 from runtime_server.broker.access import SecurityConfig
 from runtime_server.ingest.frame_replay import ReplayConfig
 from runtime_server.ingest.rate import FRAMES_PER_S
@@ -54,7 +55,11 @@ class ServerSettings:
         "audio: joint or cema, with the encoder of larger as teacher, or tent, eata or sar without one.",
         example="cema",
     )
-    adapt_shared: bool = setting(False, "One adaptation for all devices of a target instead of one each.")
+    adapt_scope: Scope = setting(
+        AdaptConfig.scope,
+        "Who has an adaptation in common: nobody but the device itself, devices of a target that hear alike, or all "
+        "devices of a target.",
+    )
     adapt_least_s: float = setting(
         AdaptConfig.least_s, "Minimum number of seconds between two adaptations of a device: each costs it 20 kB.", ge=1
     )
@@ -62,6 +67,9 @@ class ServerSettings:
         AdaptConfig.devices,
         "How many devices to adapt at the same time, those heard last: each has its own encoder, teacher and windows.",
         ge=1,
+    )
+    adapt_statistics: Statistics = setting(
+        AdaptConfig.statistics, "Whether batch norms keep their statistics or blend in those of what is heard."
     )
     training: bool | None = setting(
         None,
@@ -180,7 +188,9 @@ class ServerSettings:
         return ServerConfig(
             bundle=bundle, state=self.state, broker=self.broker, replicas=self.replicas, host=self.host, port=self.port,
             mqtt_port=self.mqtt_port, key=self.key, calibrate=self.calibrate, larger=self.larger,
-            adapt=AdaptConfig(self.adapt, self.adapt_shared, self.adapt_least_s, self.adapt_devices),
+            adapt=AdaptConfig(
+                self.adapt, self.adapt_scope, self.adapt_least_s, self.adapt_devices, self.adapt_statistics
+            ),
             training=untrained if self.training is None else self.training,
             threads=self.threads, precision=self.precision, train=self._train(),
             security=SecurityConfig(self.auth, self.credentials, self.tls_cert, self.tls_key, self.tls_ca),

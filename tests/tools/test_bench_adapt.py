@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from tools.bench_adapt import AT_TWO_SEVERITIES, EVERYWHERE, Ran, cells, kept_lines, measured, run_of
+from tools.bench_adapt import AT_ONE_SEED, AT_TWO_SEVERITIES, EVERYWHERE, Ran, cells, kept_lines, measured, run_of
 
 
 def test_every_arm_plays_at_two_severities_and_two_arms_everywhere():
@@ -13,8 +13,9 @@ def test_every_arm_plays_at_two_severities_and_two_arms_everywhere():
     streams = {(cell.kind, cell.order, cell.seed) for cell in found if cell.kind != "changing"}
     assert len(streams) == 5 * 2 * 3
     for severity in (1, 2, 3, 4, 5):
-        arms = {cell.arm for cell in found if cell.severity == severity}
+        arms = {cell.arm for cell in found if cell.severity == severity and cell.seed}
         assert arms == {*EVERYWHERE, *(AT_TWO_SEVERITIES if severity in (3, 5) else ())}
+    assert {(cell.seed, cell.severity) for cell in found if cell.arm in AT_ONE_SEED} == {(0, 3), (0, 5)}
 
 
 def test_what_is_kept_is_not_measured_again(tmp_path):

@@ -68,7 +68,8 @@ def test_a_signed_record_comes_of_enough_windows(
     assert known.may_run("pi-1", adaptation.number)
     assert known.served(adaptable.newest, adaptation.number) is not None
     assert status == {
-        "method": "tent", "shared": False, "refused": 0, "withdrawn": 0, "sent": 1, "bytes": len(data),
+        "method": "tent", "scope": "device", "together": [],
+        "refused": 0, "withdrawn": 0, "sent": 1, "bytes": len(data),
         "windows": {"training": 96, "judging": 16, "dropped": 0, "unused": 0},
         "waits": ["pi-2: has not reported a target of this bundle yet"],
     }  # fmt: skip
@@ -77,7 +78,7 @@ def test_a_signed_record_comes_of_enough_windows(
 def test_a_shared_one_is_for_all_devices_of_the_target(play, serving, recipient, signing_key, many):
     async def work(hub):
         await hub.put_head(recipient.head, signing_key, "rpi4", None)
-        async with serving(hub, {"pi-1": "rpi4", "pi-2": "rpi4", "pi-3": ""}, shared=True) as service:
+        async with serving(hub, {"pi-1": "rpi4", "pi-2": "rpi4", "pi-3": ""}, scope="target") as service:
             await eventually(lambda: service.status()["waits"], "the first look at the heads")
             for place, window in enumerate(many):
                 service.hear(("pi-1", "pi-2")[place % 2], 1, window)
@@ -89,6 +90,36 @@ def test_a_shared_one_is_for_all_devices_of_the_target(play, serving, recipient,
 
     adaptation, known = play(work)
     assert known.may_run("pi-7", adaptation.number)
+
+
+def test_devices_that_hear_alike_have_one_in_common_and_a_new_one_gets_it_at_once(
+    play, serving, recipient, signing_key, many
+):
+    async def work(hub):
+        await hub.put_head(recipient.head, signing_key, "rpi4", None)
+        targets = dict.fromkeys(("pi-1", "pi-2", "pi-3"), "rpi4")
+        async with serving(hub, {**targets, "pi-4": ""}, scope="alike") as service:
+            await eventually(lambda: service.status()["waits"], "the first look at the heads")
+            for place, window in enumerate(many[:80]):
+                service.hear(("pi-1", "pi-2")[place % 2], 1, window)
+            await eventually(lambda: service.groups() == {"pi-1.rpi4": ("pi-1", "pi-2"), "pi-3.rpi4": ("pi-3",)})
+            for place, window in enumerate(many):
+                service.hear(("pi-1", "pi-2")[place % 2], 1, window)
+            await eventually(lambda: service.status()["sent"] == 2)
+            for window in many[:40]:
+                service.hear("pi-3", 1, window)
+            await eventually(lambda: service.status()["sent"] == 3)
+            bucket = await hub.stream.key_value(subjects.ADAPTATIONS)
+            return [(await bucket.get(f"{device}.rpi4")).value for device in targets], service.known
+
+    records, known = play(work, 60.0)
+    found = [
+        Adaptation.from_json(open_record(data, "adaptation", f"pi-{place}.rpi4", signing_key.public, "x").body, "x")
+        for place, data in enumerate(records, 1)
+    ]
+    assert len({one.number for one in found}) == 1
+    assert all(known.may_run(f"pi-{place}", found[0].number) for place in (1, 2, 3))
+    assert not known.may_run("pi-4", found[0].number)
 
 
 def test_without_a_head_it_says_so_and_begins_once_there_is_one(play, serving, recipient, signing_key, many, caplog):

@@ -64,11 +64,13 @@ def test_a_server_in_a_few_lines():
     assert unknown_idle == "1.23 J a training step, by RAPL of package-0"
     assert server_lines({**own, "energy": {**energy, "steps": 0}}) == server_lines(own)
     adaptation = {
-        "method": "cema", "shared": False, "sent": 3, "refused": 1, "withdrawn": 0, "bytes": 60_000,
+        "method": "cema", "scope": "alike", "together": [["pi-1", "pi-3"]], "sent": 3, "refused": 1,
+        "withdrawn": 0, "bytes": 60_000,
         "windows": {"training": 224, "judging": 32, "dropped": 4, "unused": 5}, "waits": ["rpi4: has no head"],
     }  # fmt: skip
-    assert server_lines({**own, "adaptation": adaptation})[3:5] == [
+    assert server_lines({**own, "adaptation": adaptation})[3:6] == [
         "adaptation by cema: 3 sent (60.0 kB), 1 refused, 0 taken back; 224 windows trained, 32 judged, 4 dropped",
+        "one adaptation for pi-1, pi-3, which hear alike",
         "no adaptation: rpi4: has no head",
     ]
     assert server_lines({**own, "adaptation": None}) == server_lines(own)

@@ -26,7 +26,7 @@ OTHERS = {
     "tensorboard": Path("t"), "web": "8081", "threads": 2, "precision": "bfloat16", "seed": 6, "auth": True,
     "credentials": Path("n"), "tls_cert": Path("a"), "tls_key": Path("k"), "tls_ca": Path("ca"), "max_rate": 11.0,
     "metrics_port": 9465, "key": Path("s"), "larger": Path("l"),
-    "adapt": "tent", "adapt_shared": True, "adapt_least_s": 5.0, "adapt_devices": 3,
+    "adapt": "tent", "adapt_scope": "alike", "adapt_least_s": 5.0, "adapt_devices": 3, "adapt_statistics": "blended",
 }  # fmt: skip
 
 
