@@ -9,11 +9,12 @@ answers each window, and a gate sends some of them, as Opus at 24 kbit/s. After 
 norms' scales and shifts, and the device runs on with the new ones, rounded to float16 as in the file that it would be
 sent.
 
-Arms: `unadapted`; `teacher` answers itself, that is `larger.pt` (`tools.train_larger`); `joint` is taught by it, and a
-gate sends it the most uncertain 44 %; `chance` is the same with as many windows sent by chance, `everything` with all
-windows, `half` with half of those of its gate, `blended` with batch norms whose statistics follow what is heard. With
-the published gate, which sends what is neither certain nor hopeless: `cema` as published, with the same teacher;
-`tent`, `eata` and `sar`; and `oracle`, the labels of what is sent.
+Arms: `unadapted`; `teacher` answers itself, that is `larger.pt` (`tools.train_larger`); `averaged` is its mean answer
+to five copies of a window, shifted by up to a tenth of it; `joint` is taught by it, and a gate sends it the most
+uncertain 44 %; `chance` is the same with as many windows sent by chance, `everything` with all windows, `half` with
+half of those of its gate, `blended` with batch norms whose statistics follow what is heard. With the published gate,
+which sends what is neither certain nor hopeless: `cema` as published, with the same teacher; `tent`, `eata` and `sar`;
+and `oracle`, the labels of what is sent.
 
 Each run adds a line to `--kept` and is not measured again. Two processes may share the work (`--part 1/2` and
 `--part 2/2`, each with a file of its own). `--publish` adds the lines to docs/adaptation-runs.jsonl, whose runs count
@@ -66,9 +67,11 @@ SHARE = 0.44
 """Of the windows that `joint` is sent."""
 EVERYWHERE = ("unadapted", "joint")
 AT_TWO_SEVERITIES = ("teacher", "chance", "everything", "half", "cema", "tent", "eata", "sar", "oracle")
-AT_ONE_SEED = ("blended",)
+AT_ONE_SEED = ("blended", "averaged")
 _JOINT = ("joint", "chance", "everything", "half", "blended")
 _A_CLIP, _FISHER = 4, 256
+_SHIFTS = (-0.1, -0.05, 0.0, 0.05, 0.1)
+"""Shares of a window by which `averaged` shifts its copies."""
 _AHEAD = 32
 """Windows that are answered in one call, while the encoder stays the same."""
 PUBLISHED = DOCS / "adaptation-runs.jsonl"
@@ -117,6 +120,15 @@ class Oracle:
         self._steps.step()
 
 
+class _Averaged(Classifier):
+    """Logits whose softmax is the mean of the scores of shifted copies of a window."""
+
+    def forward(self, windows: Tensor) -> Tensor:
+        answer, size = super().forward, windows.shape[1]
+        copies = [answer(windows.roll(round(share * size), 1)).softmax(1) for share in _SHIFTS]
+        return torch.stack(copies).mean(0).log()
+
+
 @dataclass(frozen=True)
 class Ran:
     """One run of a stream."""
@@ -157,7 +169,7 @@ class AdaptBench:
 
     def run(self, cell: Cell) -> Ran:
         """Play one cell."""
-        student = self._teacher() if cell.arm == "teacher" else _classifier(self._encoder, self._head)
+        student = self._student(cell)
         places, windows = self._stream(cell)
         gate, method = self._gate(cell), self._method(cell, student)
         scores = np.zeros((len(self._windows), len(self._head.labels)))
@@ -215,7 +227,7 @@ class AdaptBench:
         return gate.ships
 
     def _method(self, cell: Cell, student: Classifier) -> Method | None:
-        if cell.arm in ("unadapted", "teacher"):
+        if cell.arm in ("unadapted", "teacher", "averaged"):
             return None
         if cell.arm == "oracle":
             return Oracle(student)
@@ -225,6 +237,11 @@ class AdaptBench:
         if cell.arm == "cema":
             return Cema(student, self._teacher(), cell.seed)
         return Eata(student, matters=self._matters) if cell.arm == "eata" else ALONE[cell.arm](student)
+
+    def _student(self, cell: Cell) -> Classifier:
+        if cell.arm == "averaged":
+            return _Averaged(copy_module(self._larger.graph.module), self._teacher_head)
+        return self._teacher() if cell.arm == "teacher" else _classifier(self._encoder, self._head)
 
     def _teacher(self) -> Classifier:
         return _classifier(self._larger, self._teacher_head)
