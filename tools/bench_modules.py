@@ -10,14 +10,14 @@ the classes of their own data set, or for a device by the few classes that it he
 All arms are treated alike (`submodels.submodel`) and keep the same share of the multiply-adds inside blocks: `derived`
 chooses groups and how many by the programme, `ranked` keeps the most important ones, the same share in each layer;
 `l1` those with the largest weights; `uniform` the first ones; `random` any, and `shuffled` any, but as many in each
-layer as `derived`.
+layer as `derived`. For devices, `own` arms see only the device's windows, and what is trained is the same for all.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -285,7 +285,7 @@ def parity_all_on(bench: ModulesBench) -> float:
 
 
 def measure(name: str, bench: ModulesBench, draws: int, section: Section) -> Iterator[None]:
-    """All figures of one encoder; yields after each part."""
+    """All figures of one encoder; yields after each part, the ones that matter most first."""
     windows = bench.balanced(STUDIED)
     known = study(bench.encoder, windows)
     whole = bench.right_of_all(bench.whole).astype(float)
@@ -320,7 +320,7 @@ def add_gate(section: Section, name: str, share: float, found: Mapping[str, Floa
 
 def add_devices(section: Section, name: str, classes: int, ran: OnDevices) -> None:
     """The figures of devices that hear so many classes."""
-    where = f"{name}, {2 * DEVICES} devices of {classes} classes"
+    where = f"{name} at half of the work inside blocks, {2 * DEVICES} devices of {classes} classes"
     lost, said = difference(ran.right["whole"], ran.right["derived, trained"])
     gain, gained = difference(ran.right["derived, trained"], ran.right["uniform, trained"])
     section.add(f"points_lost_half.{name}_{classes}", lost, "at most 2", f"points, {where}: {said}")
@@ -333,7 +333,7 @@ def add_devices(section: Section, name: str, classes: int, ran: OnDevices) -> No
     section.add(f"derive_s.{name}_{classes}", ran.seconds, "at most 1", "s, the programme and the slicing; the longest")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoders", nargs="+", metavar="NAME=FILE")
@@ -341,7 +341,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--every", type=int, help="use only every so many recordings")
     parser.add_argument("--no-publish", action="store_true", help="print the numbers and leave docs/ alone")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     for encoder in given.encoders:
         name, _, path = encoder.partition("=")
         section = Section("modules", f"Sub-models: {name}", "python -m tools.bench_modules", part=name)
