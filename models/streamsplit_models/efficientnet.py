@@ -66,11 +66,14 @@ def _excite(block: BlockSpec) -> nn.Module:
 
 
 def efficientnet_b0(
-    embedding_dim: int = 512, front_end: str | Mapping[str, Any] | FrontEnd = "cola", seed: int = 0
+    embedding_dim: int = 512,
+    front_end: str | Mapping[str, Any] | FrontEnd = "cola",
+    seed: int = 0,
+    inner: Mapping[str, int] | None = None,
 ) -> EfficientNetB0Encoder:
     """EfficientNet-B0 with COLA's front end, seeded and settled, in eval mode.
 
-    `front_end` is a preset's name or a mapping of `FrontEnd` fields. Raises ValueError, naming the field, for
-    a front end or `embedding_dim` that cannot work.
+    `front_end` is a preset's name or a mapping of `FrontEnd` fields; `inner` is for a narrower one
+    (`initialise.start`). Raises ValueError, naming the field, for a front end or `embedding_dim` that cannot work.
     """
-    return start(lambda: EfficientNetB0Encoder(front_end, embedding_dim), seed)
+    return start(lambda: EfficientNetB0Encoder(front_end, embedding_dim), seed, inner)

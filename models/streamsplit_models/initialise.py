@@ -8,30 +8,33 @@ their statistics become the running statistics, and the projection is adjusted t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from streamsplit_models.encoder import Encoder
+from streamsplit_models.encoder import Encoder, widths_kept
 
 SETTLING_SOUNDS = 32
 
 E = TypeVar("E", bound=Encoder)
 
 
-def start(build: Callable[[], E], seed: int) -> E:
+def start(build: Callable[[], E], seed: int, inner: Mapping[str, int] | None = None) -> E:
     """Build an encoder, give it seeded weights and settled statistics; returned in eval mode.
 
-    Depends on `seed` alone, and leaves torch's global generator and thread count as they were.
+    `inner` has the layers that keep only their first so many inner channels (`Encoder.inner_layers`). Depends on its
+    arguments alone, and leaves torch's global generator and thread count as they were. Raises ValueError for an
+    `inner` that the encoder cannot have.
     """
     with torch.random.fork_rng(devices=[]):
         encoder = build()
     generator = torch.Generator().manual_seed(seed)
     he_initialise(encoder, generator)
     settle_on_synthetic(encoder, seed)
+    encoder.keep_channels(widths_kept(encoder.inner_layers(), inner))
     return encoder
 
 

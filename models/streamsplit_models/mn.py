@@ -153,13 +153,15 @@ def mn(
     seed: int = 0,
     hidden: int = 0,
     reach: float = 16.0,
+    inner: Mapping[str, int] | None = None,
 ) -> MNEncoder:
     """EfficientAT's `mn04` (`width_mult` 0.4) and its siblings, untrained until weights are loaded.
 
     `input_rate` is the waveform's: a divisor of 32 000 Hz, the rate at which the published weights were trained; a
     lower rate is raised to it in the graph. `hidden` is the width of the classifier's first layer if the embedding is
     to be taken after it (512 in published checkpoints, 0 for none), and `reach` a length that its vectors stay below.
-    Raises ValueError, naming the field, for values that cannot work.
+    `inner` is for a narrower one (`initialise.start`). Raises ValueError, naming the field, for values that
+    cannot work.
     """
     if isinstance(hidden, bool) or not isinstance(hidden, int) or not 0 <= hidden <= _MAX_HIDDEN:
         raise ValueError(f"hidden is {hidden!r}, must be a whole number from 0 to {_MAX_HIDDEN}")
@@ -176,4 +178,4 @@ def mn(
         hop_samples=samples("hop_seconds", hop_seconds, input_rate),
         upsample=NATIVE_RATE // input_rate,
     )
-    return start(lambda: MNEncoder(width_mult, config, hidden, float(reach)), seed)
+    return start(lambda: MNEncoder(width_mult, config, hidden, float(reach)), seed, inner)

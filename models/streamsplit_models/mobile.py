@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from streamsplit_models.encoder import InnerLayer
+
 NORM_EPS = 1e-3
 NORM_MOMENTUM = 0.01
 
@@ -73,8 +75,9 @@ class InvertedResidual(nn.Module):
         super().__init__()
         c = config
         self.shortcut = c.stride == 1 and c.channels_in == c.channels_out
+        self.expands = c.expanded != c.channels_in
         layers: list[nn.Module] = []
-        if c.expanded != c.channels_in:
+        if self.expands:
             layers.append(conv_norm(c.channels_in, c.expanded, activation=c.activation))
         layers.append(conv_norm(c.expanded, c.expanded, c.kernel, c.stride, c.expanded, c.activation))
         if c.squeeze_excite:
@@ -86,3 +89,18 @@ class InvertedResidual(nn.Module):
         """(batch, channels_in, mels, frames) -> (batch, channels_out, mels / stride, frames / stride)."""
         y: Tensor = self.block(x)
         return x + y if self.shortcut else y
+
+    def inner(self) -> InnerLayer | None:
+        """The expanded channels; None without expansion."""
+        if not self.expands:
+            return None
+        last = len(self.block) - 1
+        excite = [name for name, layer in self.block.named_modules(prefix="block") if name.endswith((".fc1", ".fc2"))]
+        return InnerLayer(
+            "",
+            self.block[1][0].out_channels,  # type: ignore[index]
+            ("block.0.0", "block.0.1", "block.1.0", "block.1.1", *excite[1:]),
+            (*excite[:1], f"block.{last}.0"),
+            f"block.{last}.1",
+            self.shortcut,
+        )

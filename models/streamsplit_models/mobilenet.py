@@ -81,10 +81,12 @@ def mobilenet_v3_small(
     embedding_dim: int = 128,
     front_end: str | Mapping[str, Any] | FrontEnd = "paper",
     seed: int = 0,
+    inner: Mapping[str, int] | None = None,
 ) -> MobileNetV3SmallEncoder:
     """MobileNetV3-Small with the given width (1.0 and 0.75 are usual), seeded and settled, in eval mode.
 
-    `front_end` is a preset's name or a mapping of `FrontEnd` fields. Raises ValueError, naming the field, for
-    a width, front end or `embedding_dim` that cannot work.
+    `front_end` is a preset's name or a mapping of `FrontEnd` fields; `inner` is for a narrower one
+    (`initialise.start`). Raises ValueError, naming the field, for a width, front end or `embedding_dim` that
+    cannot work.
     """
-    return start(lambda: MobileNetV3SmallEncoder(width, front_end, embedding_dim), seed)
+    return start(lambda: MobileNetV3SmallEncoder(width, front_end, embedding_dim), seed, inner)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from streamsplit_models.encoder import Encoder, GlobalAveragePool, Normalize, input_norm
+from streamsplit_models.encoder import Encoder, GlobalAveragePool, InnerLayer, Normalize, input_norm
 from streamsplit_models.front_end import FrontEnd, resolve_front_end
 from streamsplit_models.initialise import start
 from streamsplit_models.log_mel import LogMel
@@ -39,6 +39,11 @@ class BasicBlock(nn.Module):
         y = self.bn2(self.conv2(y)) + self.downsample(x)
         out: Tensor = self.relu(y)
         return out
+
+    def inner(self) -> InnerLayer:
+        """The channels between the two convolutions. What enters a block is never negative, so it can be skipped."""
+        skippable = isinstance(self.downsample, nn.Identity)
+        return InnerLayer("", self.conv1.out_channels, ("conv1", "bn1"), ("conv2",), "bn2", skippable)
 
 
 class ResNet18Encoder(Encoder):
@@ -77,11 +82,14 @@ class ResNet18Encoder(Encoder):
 
 
 def resnet18(
-    embedding_dim: int = 128, front_end: str | Mapping[str, Any] | FrontEnd = "paper", seed: int = 0
+    embedding_dim: int = 128,
+    front_end: str | Mapping[str, Any] | FrontEnd = "paper",
+    seed: int = 0,
+    inner: Mapping[str, int] | None = None,
 ) -> ResNet18Encoder:
     """ResNet-18 with seeded weights and settled statistics (see `streamsplit_models.initialise.start`), in eval mode.
 
-    `front_end` is a preset's name or a mapping of `FrontEnd` fields. Raises ValueError, naming the field, for
-    a front end or `embedding_dim` that cannot work.
+    `front_end` is a preset's name or a mapping of `FrontEnd` fields; `inner` is for a narrower one
+    (`initialise.start`). Raises ValueError, naming the field, for a front end or `embedding_dim` that cannot work.
     """
-    return start(lambda: ResNet18Encoder(front_end, embedding_dim), seed)
+    return start(lambda: ResNet18Encoder(front_end, embedding_dim), seed, inner)

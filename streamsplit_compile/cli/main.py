@@ -31,6 +31,11 @@ Commands = dict[str, tuple[str, str]]
 
 COMMANDS: Commands = {
     "encoder": ("streamsplit_compile.cli.compile_commands:encoder", "Make or list encoders."),
+    "modules": (
+        "streamsplit_compile.cli.submodel_commands:modules",
+        "Show the groups of channels in an encoder, and how important they are.",
+    ),
+    "derive": ("streamsplit_compile.cli.submodel_commands:derive_", "Write a sub-model that fits a budget."),
     "compile": ("streamsplit_compile.cli.compile_commands:compile_", "Compile an encoder into a bundle."),
     "inspect": ("streamsplit_compile.cli.bundle_commands:inspect", "Show a bundle's cuts, sizes and predicted costs."),
     "verify": (
@@ -72,6 +77,7 @@ _EXTRAS = {
     "onnxsim": "compile",
     "paho": "mqtt",
     "rich": "compile",
+    "scipy": "compile",
     "sklearn": "bench",
     "starlette": "web",
     "torch": "compile",

@@ -94,6 +94,16 @@ class LoadedEncoder:
         return True
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint of a registered encoder holds."""
+
+    name: str
+    config: dict[str, Any]
+    module: torch.nn.Module
+    untrained: bool
+
+
 def list_encoders() -> dict[str, str]:
     """Where the factory of each registered encoder is, by name."""
     return {point.name: point.value for point in sorted(entry_points(group=ENTRY_POINT_GROUP))}
@@ -185,6 +195,16 @@ def _read_encoder(path: Path, given: LoadOptions) -> LoadedEncoder:
     return _from_checkpoint(path, content)
 
 
+def load_module(path: Path) -> Checkpoint:
+    """The torch module of a checkpoint of a registered encoder, untraced. Raises FormatError, UsageError."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; start with `ssc encoder new resnet18 -o {path}`")
+    content = _read_checkpoint(path, unsafe=False)
+    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
+        raise FormatError(f"{path}: not a checkpoint of a registered encoder, as `ssc encoder new` writes them")
+    return _built(path, content)
+
+
 def read_state(path: Path) -> dict[str, torch.Tensor]:
     """Read only the weights of a checkpoint or a plain state_dict, half precision widened to float32.
 
@@ -216,6 +236,12 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _from_checkpoint(path: Path, content: dict[str, Any]) -> LoadedEncoder:
+    found = _built(path, content)
+    loaded = from_module(found.name, found.config, found.module, None)
+    return dataclasses.replace(loaded, untrained=found.untrained)
+
+
+def _built(path: Path, content: dict[str, Any]) -> Checkpoint:
     for name, kind in (("encoder", str), ("config", dict), ("state_dict", dict)):
         if not isinstance(content.get(name), kind):
             raise FormatError(f'{path}: field "{name}" is missing or not a {kind.__name__}')
@@ -228,8 +254,7 @@ def _from_checkpoint(path: Path, content: dict[str, Any]) -> LoadedEncoder:
     except UsageError as exc:
         raise FormatError(f'{path}: field "encoder": {exc}') from None
     _load_state(module, content["state_dict"], path)
-    loaded = from_module(content["encoder"], config, module, None)
-    return dataclasses.replace(loaded, untrained=content.get("untrained") is True)
+    return Checkpoint(content["encoder"], config, module, content.get("untrained") is True)
 
 
 def _from_state_dict(path: Path, factory: str, content: dict[str, Any], given: LoadOptions) -> LoadedEncoder:

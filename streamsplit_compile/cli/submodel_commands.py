@@ -1,0 +1,193 @@
+"""`ssc modules` and `ssc derive`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from streamsplit_compile.bundle.calibrate import calibration_windows
+from streamsplit_compile.cli.options import PathParam, json_option, together
+from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
+from streamsplit_compile.cost.targets import load_target
+from streamsplit_compile.encoder.encoders import Checkpoint, LoadedEncoder, from_module, load_module, save_checkpoint
+from streamsplit_compile.modules.derivation import Cost, Limits
+from streamsplit_compile.modules.imitation import imitate
+from streamsplit_compile.modules.layers import layers_of
+from streamsplit_compile.modules.prices import price
+from streamsplit_compile.modules.ranking import RankedLayer, Study, embeddings_of, study
+from streamsplit_compile.modules.submodels import Derived, derive, submodel
+
+_SHOWN = 6
+"""Groups named in a table."""
+
+_study_options = together(
+    click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam()),
+    click.option("--target", default="rpi4", show_default=True, help="Target name or TOML file to price for."),
+    click.option("--windows", "recordings", type=PathParam(), help="Recordings to rank on; no labels are needed."),
+    click.option(
+        "--count", default=256, show_default=True, type=click.IntRange(16, 4096), help="Windows of the recordings."
+    ),
+    click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random."),
+)
+
+
+@click.command("modules")
+@_study_options
+@json_option
+def modules(encoder_file: Path, target: str, recordings: Path | None, count: int, seed: int, as_json: bool) -> None:
+    """Show the groups of channels inside an encoder's blocks: their cost, and how important they are.
+
+    Example: ssc modules encoder.pt --windows recordings/
+    """
+    with Steps(quiet=as_json) as steps:
+        known, _, (fixed, costs) = _studied(encoder_file, target, recordings, count, seed, steps)
+    rows = [_row(one, costs[one.layer.name]) for one in known.layers]
+    if as_json:
+        print_json({"target": target, "fixed_ms": fixed.ms, "layers": rows})
+        return
+    print_table(
+        f"Groups of channels, priced for {target}; everything else takes {fixed.ms:.3g} ms",
+        ["layer", "channels", "groups", "ms", "without", "half loses", "most important", "least"],
+        [
+            [
+                str(row["layer"]),
+                str(row["channels"]),
+                str(len(row["importance"])),
+                f"{row['ms'][-1]:.3g}",
+                "skipped" if row["skippable"] else "not possible",
+                f"{row['losses'][len(row['importance']) // 2]:.4f}",
+                ", ".join(map(str, row["ranking"][:_SHOWN])),
+                ", ".join(map(str, row["ranking"][-_SHOWN:])),
+            ]
+            for row in rows
+        ],
+    )
+    _warn(recordings)
+
+
+@click.command("derive")
+@_study_options
+@click.option("--budget-ms", type=click.FloatRange(0, min_open=True), help="Most milliseconds of one window.")
+@click.option("--memory-mb", type=click.FloatRange(0, min_open=True), help="Most memory, weights and activations, MB.")
+@click.option("--bytes", "weight_bytes", type=click.IntRange(1), help="Most bytes of weights.")
+@click.option(
+    "--steps", default=0, show_default=True, type=click.IntRange(0, 100_000),
+    help="Steps of training to give the whole encoder's embeddings; 100 take a minute or more.",
+)  # fmt: skip
+@click.option("-o", "--out", type=PathParam(), required=True, help="Checkpoint to write.")
+@json_option
+def derive_(
+    encoder_file: Path,
+    target: str,
+    recordings: Path | None,
+    count: int,
+    seed: int,
+    budget_ms: float | None,
+    memory_mb: float | None,
+    weight_bytes: int | None,
+    steps: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Write a sub-model: the encoder without the channels that matter least, within limits of a target.
+
+    Example: ssc derive encoder.pt --target rpi-zero-2w --budget-ms 9 --windows recordings/ -o small.pt
+    """
+    limits = Limits(budget_ms, weight_bytes, None if memory_mb is None else memory_mb * 1e6)
+    if limits == Limits():
+        raise click.UsageError("nothing to derive for: give --budget-ms, --memory-mb or --bytes")
+    with Steps(quiet=as_json) as show:
+        known, found, (fixed, costs) = _studied(encoder_file, target, recordings, count, seed, show)
+        derived = derive(known, fixed, costs, limits)
+        windows = _windows(found, recordings, count, seed)
+        small = submodel(found.module, known, derived.kept, windows)
+        whole = embeddings_of(found.module, windows)
+        if steps:
+            imitate(small, windows, whole, steps, seed, lambda done, total: show("training", done, total))
+        cosine = float(torch.nn.functional.cosine_similarity(embeddings_of(small, windows), whole).mean())
+    inner = {name: len(channels) for name, channels in derived.kept.items()}
+    config = found.config | {"inner": found.config.get("inner", {}) | inner}
+    save_checkpoint(found.name, config, small, out, found.untrained)
+    _report(out, target, known, derived, (fixed, costs), cosine, as_json)
+    _warn(recordings)
+
+
+def _report(
+    out: Path,
+    target: str,
+    known: Study,
+    derived: Derived,
+    prices: tuple[Cost, dict[str, list[Cost]]],
+    cosine: float,
+    as_json: bool,
+) -> None:
+    fixed, costs = prices
+    whole_ms = fixed.ms + sum(own[-1].ms for own in costs.values())
+    whole_bytes = fixed.weight_bytes + sum(own[-1].weight_bytes for own in costs.values())
+    cost = derived.cost
+    if as_json:
+        print_json({
+            "file": str(out), "target": target, "kept": derived.kept, "ms": cost.ms, "whole_ms": whole_ms,
+            "weight_bytes": cost.weight_bytes, "whole_weight_bytes": whole_bytes, "peak_bytes": cost.peak_bytes,
+            "cosine": cosine,
+        })  # fmt: skip
+        return
+    rows = [
+        [one.layer.name, f"{len(derived.kept[one.layer.name])} of {one.layer.channels}"]
+        if derived.kept[one.layer.name]
+        else [one.layer.name, "skipped"]
+        for one in known.layers
+    ]
+    print_table(f"{out}: channels kept", ["layer", "channels"], rows)
+    click.echo(
+        f"On {target} {cost.ms:.3g} ms in place of {whole_ms:.3g}, {cost.weight_bytes / 1e6:.3g} MB of weights in "
+        f"place of {whole_bytes / 1e6:.3g} (predicted); mean cosine with the whole encoder {cosine:.3f}"
+    )
+
+
+def _studied(
+    path: Path, target: str, recordings: Path | None, count: int, seed: int, steps: Steps
+) -> tuple[Study, Checkpoint, tuple[Cost, dict[str, list[Cost]]]]:
+    """What windows tell about an encoder, the encoder, and the costs. Raises UsageError, FormatError."""
+    found, board = load_module(path), load_target(target)
+    layers_of(found.module, str(path))
+    steps("pricing", 0, 3)
+    prices = price(_traced(found), found.module).of(board)
+    steps("ranking", 1, 3)
+    known = study(found.module, _windows(found, recordings, count, seed), seed=seed)
+    return known, found, prices
+
+
+def _traced(found: Checkpoint) -> LoadedEncoder:
+    return from_module(found.name, found.config, found.module, None)
+
+
+def _windows(found: Checkpoint, recordings: Path | None, count: int, seed: int) -> torch.Tensor:
+    """(n, samples) float32."""
+    module: Any = found.module
+    rate, size = int(module.sample_rate), int(module.window_samples)
+    windows, _ = calibration_windows(recordings, rate, size, size // 2, count, seed)
+    return torch.from_numpy(windows)
+
+
+def _row(one: RankedLayer, costs: list[Cost]) -> dict[str, Any]:
+    """A layer, for programs; a loss that cannot be had is None."""
+    losses = [None if loss == float("inf") else loss for loss in one.losses]
+    return {
+        "layer": one.layer.name,
+        "channels": one.layer.channels,
+        "skippable": one.layer.skippable,
+        "ms": [cost.ms for cost in costs],
+        "weight_bytes": [cost.weight_bytes for cost in costs],
+        "importance": list(one.importance),
+        "ranking": one.ranking,
+        "losses": losses,
+    }
+
+
+def _warn(recordings: Path | None) -> None:
+    if recordings is None:
+        print_warning("ranked on a synthesised soundscape, which tells little about sounds; give --windows")

@@ -1,0 +1,1 @@
+"""Sub-models: encoders without some of the channels inside their blocks."""
