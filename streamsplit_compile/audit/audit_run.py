@@ -60,7 +60,7 @@ def run_audit(
 
     Raises CheckFailed when the time is up, FormatError if the file is of another audit, MissingExtra without pystoi.
     """
-    outlets, identity = outlets_of(bundle, plan.encodings), _identity(bundle, spoken)
+    outlets, identity = outlets_of(bundle, plan.encodings), identity_of(bundle, spoken)
     tasks = _tasks(bundle, outlets, plan)
     found = {finding.task: finding for finding in read_findings(results, identity)}
     collector, until = Collector(bundle, spoken.windows), plan.clock() + 3600 * plan.hours
@@ -79,6 +79,13 @@ def run_audit(
             file.write(msgspec.json.encode(finding) + b"\n")
         found[task] = finding
     return summed_up([found[task] for task in tasks], outlets, spoken, plan.seeds)
+
+
+def identity_of(bundle: Bundle, spoken: SpokenRecordings) -> str:
+    """Digest of a bundle without its audit, and of the recordings: what an audit's results are of."""
+    plain = manifests.encode(with_info(bundle.manifest, privacy=None))
+    heard = (spoken.windows, spoken.words, spoken.speakers, spoken.test)
+    return manifests.digest(b"".join((plain, *(part.tobytes() for part in heard))))
 
 
 def results_path(bundle: Path) -> Path:
@@ -146,9 +153,3 @@ def _made(
         speakers="" if made.speakers is None else as_text(made.speakers),
         speakers_by=made.speakers_by,
     )
-
-
-def _identity(bundle: Bundle, spoken: SpokenRecordings) -> str:
-    plain = manifests.encode(with_info(bundle.manifest, privacy=None))
-    heard = (spoken.windows, spoken.words, spoken.speakers, spoken.test)
-    return manifests.digest(b"".join((plain, *(part.tobytes() for part in heard))))

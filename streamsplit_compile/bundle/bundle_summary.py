@@ -171,6 +171,15 @@ def privacy_rows(found: PrivacyInfo) -> list[list[str]]:
     ]
 
 
+def privacy_range(found: PrivacyInfo) -> str:
+    """One line: which payloads give away the fewest and the most words."""
+    least, most = (chosen(found.shipped, key=lambda leak: leak.words.rate) for chosen in (min, max))
+    return (
+        f"words recognisable in what it ships: from {_share(least.words)} in {_payload(least)} to {_share(most.words)} "
+        f"in {_payload(most)}, of {found.words}, chance {100 / found.words:.0f} % (`ssc inspect`)"
+    )
+
+
 def _payload(leak: Leak) -> str:
     return f"{leak.cut}/{leak.width}" if leak.width else leak.cut
 

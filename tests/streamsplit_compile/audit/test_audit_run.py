@@ -9,6 +9,7 @@ from runtime_edge.errors import CheckFailed, FormatError, UsageError
 from runtime_edge.formats.bundle import open_bundle
 from streamsplit_compile.audit.audit_run import AuditPlan, check_key, run_audit, write_audit
 from streamsplit_compile.audit.outlets import outlets_of
+from streamsplit_compile.bundle.compiler import recompile
 
 PLAN = AuditPlan(members=True)
 
@@ -64,7 +65,9 @@ def test_results_of_another_bundle_or_damaged_ones_are_refused(audited, small_bu
         run_audit(small_bundle, spoken, PLAN, damaged, silent)
 
 
-def test_results_are_part_of_what_is_signed(audited, calibrated_bundle, signing_key, tmp_path):
+def test_results_are_part_of_what_is_signed_and_new_weights_have_none(
+    audited, calibrated_bundle, tiny_encoder, signing_key, spoken, tmp_path
+):
     found, _ = audited
     copy = Path(shutil.copytree(calibrated_bundle.path, tmp_path / "bundle"))
     with pytest.raises(UsageError, match=r"is signed.*give --key"):
@@ -75,3 +78,7 @@ def test_results_are_part_of_what_is_signed(audited, calibrated_bundle, signing_
     again.verify_assets()
     assert "words of 2 (chance 50 %)" in (tmp_path / "bundle.html").read_text()
     assert all(again.table(target) for target in again.manifest.info.targets)
+    new = recompile(
+        again, tiny_encoder.tensors, tmp_path / "new", generation=2, windows=spoken.windows[:2], reference=None
+    )
+    assert new.manifest.info.privacy is None

@@ -10,6 +10,7 @@ from speech import write_speech
 
 from runtime_edge.errors import BundleError, UsageError
 from runtime_edge.formats.bundle import open_bundle
+from streamsplit_compile.cli.advise_command import advise_
 from streamsplit_compile.cli.audit_command import audit
 from streamsplit_compile.cli.bundle_commands import inspect
 from streamsplit_compile.cli.splitter_commands import read_table, train
@@ -39,6 +40,7 @@ def test_an_audit_is_shown_and_becomes_a_floor_of_a_table(calibrated_bundle, tmp
     assert (tmp_path / "bundle.audit.jsonl").exists()
     shown = run(inspect, bundle).output
     assert "what payloads give away: words of 2 (chance 50 %)" in shown
+    assert "words recognisable in what it ships: from " in run(advise_, bundle).output
     assert json.loads(run(inspect, bundle, "--json").output)["privacy"] == found
     least = min(leak["words"]["high"] for leak in found["shipped"])
     with pytest.raises(BundleError, match="nothing that this bundle ships keeps it"):
