@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import numpy as np
 from scipy.stats import kendalltau
 
@@ -92,6 +93,7 @@ def summed_up(found: Sequence[Finding], outlets: Sequence[Outlet], spoken: Spoke
                 intelligibility=None if restored is None else restored.intelligibility,
             )
         )
+    leaks["shipped"] = [_with_narrower(leak, leaks["shipped"]) for leak in leaks["shipped"]]
     members = next((one.auroc for one in found if one.auroc is not None), None)
     return PrivacyInfo(
         words=len(spoken.vocabulary),
@@ -102,6 +104,17 @@ def summed_up(found: Sequence[Finding], outlets: Sequence[Outlet], spoken: Spoke
         exits=tuple(leaks["exit"]),
         members=None if members is None else _rate(*members),
     )
+
+
+def _with_narrower(leak: Leak, others: Sequence[Leak]) -> Leak:
+    """A leak that is at least that of each narrower latent of its cut, which an attacker may take out of it."""
+    narrower = [other for other in others if other.cut == leak.cut and 0 < other.width <= leak.width]
+    if not narrower:
+        return leak
+    words = max((other.words for other in narrower), key=lambda found: found.rate)
+    told = [other.speakers for other in narrower if other.speakers is not None]
+    speakers = max(told, key=lambda found: found.rate, default=None)
+    return msgspec.structs.replace(leak, words=words, speakers=speakers)
 
 
 def orders_agree(found: Sequence[Finding]) -> float | None:
