@@ -16,7 +16,7 @@ from scipy.stats import kendalltau
 
 from runtime_edge.base.files import write_atomic
 from runtime_edge.errors import FormatError
-from runtime_edge.formats.encoder.privacy_info import Leak, PrivacyInfo, Rate
+from runtime_edge.formats.encoder.privacy_info import Leak, MeasuredShare, PrivacyInfo
 from runtime_edge.formats.strict import Strict, decode
 from streamsplit_compile.audit.outlets import Outlet
 from streamsplit_compile.audit.recogniser import Flags, interval, target_recordings
@@ -137,5 +137,5 @@ def _flags(text: str) -> Flags:
     return np.array([flag == "1" for flag in text])
 
 
-def _rate(rate: float, low: float, high: float) -> Rate:
-    return Rate(rate=round(rate, 4), low=round(low, 4), high=round(high, 4))
+def _rate(rate: float, low: float, high: float) -> MeasuredShare:
+    return MeasuredShare(rate=round(rate, 4), low=round(low, 4), high=round(high, 4))

@@ -13,7 +13,7 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo
 from runtime_edge.formats.encoder.exit_info import ExitInfo
 from runtime_edge.formats.encoder.parts import Agreement
-from runtime_edge.formats.encoder.privacy_info import Leak, PrivacyInfo, Rate
+from runtime_edge.formats.encoder.privacy_info import Leak, MeasuredShare, PrivacyInfo
 from runtime_edge.formats.manifest import Cut, Manifest, Parity
 
 
@@ -184,7 +184,7 @@ def _payload(leak: Leak) -> str:
     return f"{leak.cut}/{leak.width}" if leak.width else leak.cut
 
 
-def _share(rate: Rate) -> str:
+def _share(rate: MeasuredShare) -> str:
     return f"{100 * rate.rate:.0f} % ({100 * rate.low:.0f} to {100 * rate.high:.0f})"
 
 

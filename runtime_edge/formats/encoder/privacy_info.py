@@ -20,7 +20,7 @@ Kind = tuple[str, int]
 """A cut and the width of its bottleneck that is shipped; 0 for the plain activation."""
 
 
-class Rate(Part, frozen=True, kw_only=True):
+class MeasuredShare(Part, frozen=True, kw_only=True):
     """A measured share, and the 95 % interval that it lies in."""
 
     rate: Share
@@ -36,9 +36,9 @@ class Leak(Part, frozen=True, kw_only=True):
     """Of the plain activation; a latent is always int8, an exit's embedding float32."""
     width: Annotated[int, Meta(ge=0, le=4096)] = 0
     """Channels of the cut's bottleneck; 0 for the plain activation and for an exit."""
-    words: Rate
+    words: MeasuredShare
     """Share of recordings whose word is recognised."""
-    speakers: Rate | None = None
+    speakers: MeasuredShare | None = None
     """Share of recordings whose speaker is recognised; None if there were too few recordings of each."""
     image_error: Annotated[float, Meta(ge=0, le=1e9)] | None = None
     """Squared error of the log-mel image that an attacker restores, as a share of that of the mean image."""
@@ -60,7 +60,7 @@ class PrivacyInfo(Part, frozen=True, kw_only=True):
     shipped: Annotated[tuple[Leak, ...], Meta(max_length=1 << 16)]
     exits: Annotated[tuple[Leak, ...], Meta(max_length=4096)] = ()
     """Of exits' embeddings, by their cut."""
-    members: Rate | None = None
+    members: MeasuredShare | None = None
     """AUROC of telling recordings that the weights may have been trained on from others by their embeddings."""
 
     def forbidden(

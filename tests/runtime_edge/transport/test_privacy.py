@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import BundleError
-from runtime_edge.formats.encoder.privacy_info import Leak, PrivacyInfo, Rate
+from runtime_edge.formats.encoder.privacy_info import Leak, MeasuredShare, PrivacyInfo
 from runtime_edge.formats.records.table import LOCAL, MAX_Q, StateAxis, cut_position
 from runtime_edge.formats.wire import encode_frame
 from runtime_edge.transport.privacy import drop_below_floor, floor_index
@@ -116,7 +116,8 @@ def test_a_damaged_note_counts_as_another_floor(spool, tmp_path, small_bundle):
 def audited(bundle, **rates):
     """The bundle with an audit in which each cut gives away this share of the words."""
     leaks = tuple(
-        Leak(cut=cut, encoding="int8", words=Rate(rate=rate, low=rate, high=rate)) for cut, rate in rates.items()
+        Leak(cut=cut, encoding="int8", words=MeasuredShare(rate=rate, low=rate, high=rate))
+        for cut, rate in rates.items()
     )
     privacy = PrivacyInfo(words=10, speakers=0, recordings=100, seeds=1, shipped=leaks)
     metadata = replace(bundle.manifest.additional_metadata, ssc=replace(bundle.manifest.info, privacy=privacy))

@@ -3,14 +3,16 @@
 import pytest
 
 from runtime_edge.errors import BundleError
-from runtime_edge.formats.encoder.privacy_info import Leak, PrivacyInfo, Rate, forbidden_kinds
+from runtime_edge.formats.encoder.privacy_info import Leak, MeasuredShare, PrivacyInfo, forbidden_kinds
 
 CUTS = ["waveform", "mid", "embedding"]
 WIDTHS = {"mid": frozenset({8, 16})}
 
 
 def leak(cut, rate, width=0, encoding="int8"):
-    return Leak(cut=cut, encoding=encoding, width=width, words=Rate(rate=rate, low=rate - 0.05, high=rate + 0.05))
+    return Leak(
+        cut=cut, encoding=encoding, width=width, words=MeasuredShare(rate=rate, low=rate - 0.05, high=rate + 0.05)
+    )
 
 
 AUDIT = PrivacyInfo(
