@@ -168,6 +168,14 @@ class DeviceConfig:
         example="layer2.0",
         common=True,
     )
+    max_word_recognition: float | None = setting(
+        None,
+        "Privacy floor: ship only what gives away at most this share of spoken words, as `ssc audit` measured it; the "
+        "bundle must have been audited.",
+        ge=0,
+        le=1,
+        example=0.2,
+    )
     learn: bool = setting(
         False,
         "Correct the splitter table by measured latencies, within bounds; `ssc splitter merge` collects the "
@@ -257,6 +265,13 @@ class DeviceConfig:
         if self.loop and self.watch is not None:
             raise UsageError(f"watch {self.watch}: each recording is processed once; leave out loop")
         return bool(self.source) or self.watch is not None
+
+    @property
+    def privacy_floor(self) -> str | None:
+        """The name of the setting that keeps audio on this device, if there is one."""
+        if self.min_cut is not None:
+            return "min_cut"
+        return None if self.max_word_recognition is None else "max_word_recognition"
 
     @property
     def deadline_s(self) -> float:

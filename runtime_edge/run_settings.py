@@ -37,6 +37,7 @@ class RunSettings(TypedDict, total=False):
     trial_s: float
     power_safe: bool
     min_cut: str | None
+    max_word_recognition: float | None
     learn: bool
     realtime: bool
     loop: bool

@@ -162,8 +162,8 @@ def clip_keeper(config: DeviceConfig, rate: int, window_samples: int, hop_sample
     """
     if config.keep_clips is None:
         return None
-    if config.min_cut is not None:
-        raise UsageError("keep_clips: keeps audio, which the privacy floor (min_cut) forbids; leave one of them out")
+    if floor := config.privacy_floor:
+        raise UsageError(f"keep_clips: keeps audio, which the privacy floor ({floor}) forbids; leave one of them out")
     limit = int(config.keep_clips_mb * (1 << 20))
     return ClipKeeper(config.keep_clips, limit, rate, window_samples, hop_samples)
 

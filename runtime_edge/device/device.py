@@ -53,6 +53,7 @@ from runtime_edge.updates.bundle_store import has_bundle
 from runtime_edge.updates.first_bundle import start_updater
 from runtime_edge.updates.head_updater import HeadUpdater
 from runtime_edge.updates.learner_sync import LearnerSync
+from runtime_edge.updates.table_updater import forbidden_payloads
 from runtime_edge.updates.updater import Updater
 
 _LOG = logging.getLogger(__name__)
@@ -264,5 +265,8 @@ class Device:
 
 def _open_frame_store(config: DeviceConfig, boot: str, manifest: Manifest, accounting: Accounting) -> FrameStore:
     spool = Spool(config.state / "spool.db", config.spool_bytes, config.power_safe)
-    accounting.inherited_dropped = drop_below_floor(spool, config.state, manifest, config.min_cut)
+    forbidden = forbidden_payloads(manifest, config)
+    accounting.inherited_dropped = drop_below_floor(
+        spool, config.state, manifest, config.min_cut, config.max_word_recognition, forbidden
+    )
     return FrameStore(spool, f"{config.device}.{boot}.", accounting)

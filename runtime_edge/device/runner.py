@@ -30,7 +30,7 @@ from runtime_edge.system import CpuMonitor
 from runtime_edge.transport.accounting import Accounting, Stage
 from runtime_edge.transport.frame_store import FrameStore
 from runtime_edge.transport.spool.spool import SpoolState
-from runtime_edge.updates.table_updater import make_splitter
+from runtime_edge.updates.table_updater import forbidden_payloads, make_splitter
 
 
 class Situation(msgspec.Struct, frozen=True):
@@ -105,8 +105,8 @@ class WindowRunner:
         entropy: Callable[[BundleInfo, Embedding, str | None], float | None],
     ) -> None:
         """Raises what `make_splitter` raises, and UsageError for a cascade under a privacy floor."""
-        if config.cascade and config.min_cut is not None:
-            raise UsageError("cascade: sends audio, which the privacy floor (min_cut) forbids; leave one of them out")
+        if config.cascade and (floor := config.privacy_floor):
+            raise UsageError(f"cascade: sends audio, which the privacy floor ({floor}) forbids; leave one of them out")
         self._judge, self._entropy = judge, entropy
         self._cascade = MostUncertain(config.cascade) if config.cascade else None
         self._unlabelled = MostUncertain(config.cascade) if config.cascade else None
@@ -178,7 +178,8 @@ class WindowRunner:
             self._engine = update.engine
             self._accounting.generation_end = update.engine.generation
         manifest = self._engine.bundle.manifest
-        before, assets = self._splitter.table, (manifest.widths, manifest.exit_cuts)
+        before = self._splitter.table
+        assets = manifest.widths, manifest.exit_cuts, forbidden_payloads(manifest, self._config)
         table = before if update.table is None else update.table
         learner = self._splitter.learner if table == before else update.learner
         if table != before or assets != self._splitter.assets:

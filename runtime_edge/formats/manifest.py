@@ -36,6 +36,7 @@ from runtime_edge.formats.encoder.parts import (
     Tolerance,
     VariantInfo,
 )
+from runtime_edge.formats.encoder.privacy_info import PrivacyInfo
 from runtime_edge.formats.strict import Name
 
 MAX_MANIFEST_BYTES = 8 << 20
@@ -229,6 +230,8 @@ class BundleInfo(Part, frozen=True, kw_only=True):
     """In the order of their cuts; at most one per cut."""
     exits: Annotated[tuple[ExitInfo, ...], Meta(max_length=4096)] = ()
     """In the order of their cuts; at most one per cut."""
+    privacy: PrivacyInfo | None = None
+    """What shipping gives away; None if these weights were never audited."""
 
 
 class Metadata(Part, frozen=True, kw_only=True):
@@ -293,10 +296,9 @@ class Manifest(Part, frozen=True, kw_only=True, omit_defaults=False):
                 encoder, coding = bottleneck.files[files[run[0]].format], bottleneck.coding
                 found[f"{bottleneck.cut}: bottleneck"] = encoder.file, encoder.bytes
                 found[f"{bottleneck.cut}: coding tables"] = coding.file, coding.bytes
-        for early in self.info.exits:
-            if run and early.cut in reached:
-                file = early.files[files[run[0]].format]
-                found[f"{early.cut}: exit"] = file.file, file.bytes
+        for early in (one for one in self.info.exits if run and one.cut in reached):
+            file = early.files[files[run[0]].format]
+            found[f"{early.cut}: exit"] = file.file, file.bytes
         return found
 
     def assets(self) -> dict[str, int]:
@@ -306,8 +308,7 @@ class Manifest(Part, frozen=True, kw_only=True, omit_defaults=False):
         for component in self.components.values():
             for variant in component.variants.values():
                 found[variant.executor_info.ssc.file] = variant.executor_info.ssc.bytes
-            for graph in component.additional_metadata.ssc.graphs.values():
-                found[graph.file] = graph.bytes
+            found |= {graph.file: graph.bytes for graph in component.additional_metadata.ssc.graphs.values()}
         return found
 
     def cut_named(self, name: str) -> Cut:
@@ -348,8 +349,7 @@ def asset_ref(name: str, data: bytes) -> str:
 
 
 def _array(data: bytes, dtype: str, length: int, field: str) -> npt.NDArray[Any]:
-    expected = length * np.dtype(dtype).itemsize
-    if len(data) != expected:
+    if len(data) != (expected := length * np.dtype(dtype).itemsize):
         raise BundleError(f"{field} has {len(data)} bytes, expected {expected}")
     return np.frombuffer(data, dtype)
 

@@ -60,6 +60,9 @@ class Decision(NamedTuple):
 
 Widths = Mapping[str, Collection[int]]
 """By cut, the widths of its bottleneck."""
+Payloads = frozenset[tuple[str, int]]
+"""Cuts and widths; a width of 0 is the plain activation."""
+Assets = tuple[Widths, Collection[str], Payloads]
 Kind = tuple[str, int, bool]
 """An action's cut, or `local`; its width; whether an exit answers first."""
 
@@ -74,8 +77,9 @@ class Splitter:
 
     A window's uncertainty is known only after it has run, so the table is looked up with the exponential mean of the
     known ones, 1 before the first; `uncertainty_smoothing` is the newest one's weight: 1.0 for smoothed values. It
-    never chooses, not even to explore, an action earlier than cut `min_cut_index` (the privacy floor), or one whose
-    width (`widths`) or exit (cuts in `exits`) the bundle lacks. Raises TableError if the table does not fit.
+    never chooses, not even to explore, an action earlier than cut `min_cut_index` or one in `forbidden` (the privacy
+    floor), or one whose width (`widths`) or exit (cuts in `exits`) the bundle lacks. Raises TableError if the table
+    does not fit.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Splitter:
         *,
         widths: Widths = MappingProxyType({}),
         exits: Collection[str] = (),
+        forbidden: Payloads = frozenset(),
         min_cut_index: int = 0,
         seed: int = 0,
         uncertainty_smoothing: float = UNCERTAINTY_SMOOTHING,
@@ -94,8 +99,8 @@ class Splitter:
         self._random = np.random.default_rng(seed)
         self._uncertainty = 1.0
         self._uncertainty_smoothing = uncertainty_smoothing
-        self._assets = (widths, exits)
-        self._plan = _plan(table, self._cut_names, widths, exits, min_cut_index)
+        self._assets = (widths, exits, forbidden)
+        self._plan = _plan(table, self._cut_names, self._assets, min_cut_index)
         self._learner: OnlineLearner | None = None
         self._action = -1
         self._allowance = self._plan.allowance.size
@@ -107,8 +112,8 @@ class Splitter:
         return self._plan.table
 
     @property
-    def assets(self) -> tuple[Widths, Collection[str]]:
-        """Widths of the bundle's bottlenecks, and cuts with an exit."""
+    def assets(self) -> Assets:
+        """Widths of the bundle's bottlenecks, cuts with an exit, and what may not be shipped."""
         return self._assets
 
     @property
@@ -130,15 +135,17 @@ class Splitter:
         """Use the values of a learner for this very table instead of the shipped ones; None: the shipped ones."""
         self._learner = learner
 
-    def swap(self, table: SplitterTable, widths: Widths, exits: Collection[str] = ()) -> None:
+    def swap(
+        self, table: SplitterTable, widths: Widths, exits: Collection[str] = (), forbidden: Payloads = frozenset()
+    ) -> None:
         """Use another table, or bottlenecks and exits of another bundle, from the next window on.
 
         If they do not fit, raises TableError and keeps the old ones.
         """
-        plan = _plan(table, self._cut_names, widths, exits, self._min_cut_index)
+        plan = _plan(table, self._cut_names, (widths, exits, forbidden), self._min_cut_index)
         current = self._plan.kinds[self._action] if self._action >= 0 else None
         kept = [action for action in plan.open if plan.kinds[action] == current]
-        self._plan, self._assets = plan, (widths, exits)
+        self._plan, self._assets = plan, (widths, exits, forbidden)
         self._learner, self._action = None, kept[0] if kept else -1
         self._allowance = min(self._allowance, plan.allowance.size)
         self._reset()
@@ -334,10 +341,9 @@ class _Plan(NamedTuple):
     """RETURN_S in windows, or the dwell if that is longer."""
 
 
-def _plan(
-    table: SplitterTable, cut_names: Sequence[str], widths: Widths, exits: Collection[str], min_cut_index: int
-) -> _Plan:
+def _plan(table: SplitterTable, cut_names: Sequence[str], assets: Assets, min_cut_index: int) -> _Plan:
     table.check_cuts(cut_names)
+    widths, exits, forbidden = assets
     names, sizes = table.cuts, table.action_bytes
     kinds = tuple((action.cut, action.width, action.answer == "exit") for action in table.costs)
     if len(set(kinds)) != len(kinds):
@@ -347,6 +353,9 @@ def _plan(
     above_floor = [action for action, name in enumerate(names) if cut_position(name, cut_names) >= min_cut_index]
     if not above_floor:
         raise TableError(f"costs: all cuts are earlier than this device's privacy floor, cut {min_cut_index}")
+    above_floor = [action for action in above_floor if kinds[action][:2] not in forbidden]
+    if not above_floor:
+        raise TableError("costs: every action ships more than max_word_recognition allows; train the table again")
     known = [action for action in above_floor if _is_there(kinds[action], widths, exits)]
     if not known:
         raise TableError(

@@ -10,6 +10,7 @@ from functools import partial
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import BundleError, SscError, TableError
 from runtime_edge.formats.bundle import Bundle
+from runtime_edge.formats.encoder.privacy_info import Kind, forbidden_kinds
 from runtime_edge.formats.manifest import Manifest
 from runtime_edge.formats.records.table import LOCAL, SplitterTable, cut_position
 from runtime_edge.inference.variants import choose_variant
@@ -34,8 +35,8 @@ async def _nothing(blocks: int) -> None:
 def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) -> Splitter:
     """A splitter for a bundle's cuts that keeps the device's privacy floor.
 
-    Raises BundleError if the bundle has no such cut, TableError if the table was made for other cuts, has no
-    action above the floor, or asks for a state variable that is not measured here.
+    Raises BundleError if the bundle has no such cut or lacks the audit that the floor needs, TableError if the table
+    was made for other cuts, has no action above the floor, or asks for a state variable that is not measured here.
     """
     manifest = bundle.manifest
     # With `local` as the floor nothing is shipped whatever is chosen, and a table need not have that action.
@@ -45,11 +46,21 @@ def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) ->
         [cut.name for cut in manifest.info.cuts],
         widths=manifest.widths,
         exits=manifest.exit_cuts,
+        forbidden=forbidden_payloads(manifest, config),
         min_cut_index=floor,
         seed=config.seed,
     )
     table.lookup({"uncertainty": 1.0, "cpu": 0.0, "bandwidth_mbps": 1.0, "rtt_ms": 1.0, **measured()})
     return splitter
+
+
+def forbidden_payloads(manifest: Manifest, config: DeviceConfig) -> frozenset[Kind]:
+    """What a device may not ship of a bundle because of `max_word_recognition`. Raises BundleError."""
+    if config.min_cut == LOCAL:
+        return frozenset()
+    cuts = [cut.name for cut in manifest.info.cuts]
+    most_words, privacy = config.max_word_recognition, manifest.info.privacy
+    return forbidden_kinds(privacy, most_words, cuts, manifest.widths, config.encoding)
 
 
 def blocks_needed(manifest: Manifest, table: SplitterTable, config: DeviceConfig) -> int:

@@ -12,9 +12,12 @@ from runtime_edge.formats.records.actions import ActionCosts, action_name
 from streamsplit_compile.bundle.bundle_summary import (
     EXIT_COLUMNS,
     PARITY_COLUMNS,
+    PRIVACY_COLUMNS,
     WIDTH_COLUMNS,
     exit_rows,
     parity_rows,
+    privacy_rows,
+    privacy_title,
     width_rows,
 )
 from streamsplit_compile.bundle.calibrate import calibration_text
@@ -71,7 +74,7 @@ bar is the server's after it."""
 
 
 def _assets(info: BundleInfo) -> str:
-    """The tables of bottlenecks and exits, as in `ssc inspect`."""
+    """The tables of bottlenecks, exits and an audit, as in `ssc inspect`."""
     found = ""
     if info.bottlenecks:
         how = "trained" if info.bottlenecks[0].steps else "in closed form"
@@ -83,6 +86,12 @@ windows that fitted nothing.</p>
         found += f"""<h2>Exits</h2><div class="wide">{_table(EXIT_COLUMNS, exit_rows(info.exits))}</div>
 <p class="note">How near the embedding that an exit makes of the activation at its cut comes to the whole encoder's, on
 windows that fitted nothing.</p>
+"""
+    if info.privacy:
+        rows = _table(PRIVACY_COLUMNS, privacy_rows(info.privacy))
+        found += f"""<h2>What it gives away</h2><div class="wide">{rows}</div>
+<p class="note">{escape(privacy_title(info.privacy).capitalize())}. Image error: of the restored log-mel image,
+as a share of the mean image's. STOI: how intelligible the restored sound is, 1 at most. By <code>ssc audit</code>.</p>
 """
     return found
 

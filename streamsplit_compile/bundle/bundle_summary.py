@@ -13,6 +13,7 @@ from runtime_edge.formats.bundle import Bundle
 from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo
 from runtime_edge.formats.encoder.exit_info import ExitInfo
 from runtime_edge.formats.encoder.parts import Agreement
+from runtime_edge.formats.encoder.privacy_info import Leak, MeasuredShare, PrivacyInfo
 from runtime_edge.formats.manifest import Cut, Manifest, Parity
 
 
@@ -71,6 +72,7 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
             }
             for early in info.exits
         ],
+        "privacy": None if info.privacy is None else msgspec.to_builtins(info.privacy),
     }
 
 
@@ -138,6 +140,52 @@ def exit_rows(exits: Sequence[ExitInfo]) -> list[list[str]]:
         bytes_of = next(iter(early.files.values())).bytes
         rows.append([early.cut, f"{early.macs / 1e6:.3g}", f"{early.windows} windows", size(bytes_of), near])
     return rows
+
+
+PRIVACY_COLUMNS = ("payload", "as", "words recognised", "speakers recognised", "image error", "STOI")
+
+
+def privacy_title(found: PrivacyInfo) -> str:
+    """What an audit's rows are shares of."""
+    people = f", speakers of {found.speakers} (chance {100 / found.speakers:.0f} %)" if found.speakers else ""
+    known = "" if found.members is None else f"; AUROC of which recordings trained the weights {found.members.rate:.2f}"
+    return (
+        f"what payloads give away: words of {found.words} (chance {100 / found.words:.0f} %){people}, in "
+        f"{found.recordings} recordings of people never heard before{known}"
+    )
+
+
+def privacy_rows(found: PrivacyInfo) -> list[list[str]]:
+    """One row under `PRIVACY_COLUMNS` for each payload that may be shipped, and for each exit's embedding."""
+    named = [(_payload(leak), leak) for leak in found.shipped] + [(f"{leak.cut}+exit", leak) for leak in found.exits]
+    return [
+        [
+            name,
+            leak.encoding,
+            _share(leak.words),
+            "-" if leak.speakers is None else _share(leak.speakers),
+            "-" if leak.image_error is None else f"{leak.image_error:.2f}",
+            "-" if leak.intelligibility is None else f"{leak.intelligibility:.2f}",
+        ]
+        for name, leak in named
+    ]
+
+
+def privacy_range(found: PrivacyInfo) -> str:
+    """One line: which payloads give away the fewest and the most words."""
+    least, most = (chosen(found.shipped, key=lambda leak: leak.words.rate) for chosen in (min, max))
+    return (
+        f"words recognisable in what it ships: from {_share(least.words)} in {_payload(least)} to {_share(most.words)} "
+        f"in {_payload(most)}, of {found.words}, chance {100 / found.words:.0f} % (`ssc inspect`)"
+    )
+
+
+def _payload(leak: Leak) -> str:
+    return f"{leak.cut}/{leak.width}" if leak.width else leak.cut
+
+
+def _share(rate: MeasuredShare) -> str:
+    return f"{100 * rate.rate:.0f} % ({100 * rate.low:.0f} to {100 * rate.high:.0f})"
 
 
 def _near(agreement: Mapping[str, Agreement]) -> str:

@@ -307,7 +307,8 @@ def _reweight(
         components = dict(zip(info.blocks, pool.map(reweighted, range(len(info.blocks))), strict=True))
     encoder = msgspec.structs.replace(info.encoder, weights=combined_digest(digests, digests))
     draft = _manifest(
-        msgspec.structs.replace(info, encoder=encoder, generation=generation, calibration=calibration), components
+        msgspec.structs.replace(info, encoder=encoder, generation=generation, calibration=calibration, privacy=None),
+        components,
     )
     changed = [index for index, name in enumerate(components) if components[name] != known[name]]
     first_changed = min(changed, default=len(components))

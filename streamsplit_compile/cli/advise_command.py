@@ -11,6 +11,7 @@ import click
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import open_bundle
 from streamsplit_compile.advice.advice import Advice, advise, sources
+from streamsplit_compile.bundle.bundle_summary import privacy_range
 from streamsplit_compile.cli.advice_tables import BATTERY_WH, print_advice
 from streamsplit_compile.cli.options import (
     bundle_argument,
@@ -70,6 +71,8 @@ def advise_(
         print_json([_as_json(advice, active, battery_wh, per_gb) for advice in found])
         return
     print_advice(found, sources(found), active, battery_wh, per_gb)
+    if opened.manifest.info.privacy is not None:
+        click.echo(privacy_range(opened.manifest.info.privacy))
 
 
 def _as_json(advice: Advice, active: float, battery_wh: float, per_gb: float | None) -> dict[str, Any]:

@@ -12,10 +12,13 @@ from runtime_edge.formats.manifest import Cut, Parity
 from streamsplit_compile.bundle.bundle_summary import (
     EXIT_COLUMNS,
     PARITY_COLUMNS,
+    PRIVACY_COLUMNS,
     WIDTH_COLUMNS,
     bundle_summary,
     exit_rows,
     parity_rows,
+    privacy_rows,
+    privacy_title,
     useless_cuts,
     width_rows,
 )
@@ -61,6 +64,8 @@ def print_cuts(bundle: Bundle) -> None:
         click.echo(useless)
     if exits := bundle.manifest.info.exits:
         print_table("exits: embeddings from the activation at a cut", list(EXIT_COLUMNS), exit_rows(exits))
+    if audited := bundle.manifest.info.privacy:
+        print_table(privacy_title(audited), list(PRIVACY_COLUMNS), privacy_rows(audited))
     signed = "signed" if summary["signed"] else "not signed"
     calibrated = calibration_text(bundle.manifest.info)
     adaptable = ", ".join(summary["adaptable"])

@@ -46,6 +46,10 @@ COMMANDS: Commands = {
         "streamsplit_compile.cli.advise_command:advise_",
         "Compare the ways to run a bundle, and recommend one.",
     ),
+    "audit": (
+        "streamsplit_compile.cli.audit_command:audit",
+        "Measure what a bundle's payloads give away, by attacks.",
+    ),
     "diff": ("streamsplit_compile.cli.bundle_commands:diff", "Show what changed between two bundles."),
     "key": ("streamsplit_compile.cli.bundle_commands:key", "Make signing keys."),
     "profile": ("runtime_edge.cli.profile_command:profile", "Measure a bundle's blocks on this device."),
@@ -76,6 +80,7 @@ _EXTRAS = {
     "onnxscript": "compile",
     "onnxsim": "compile",
     "paho": "mqtt",
+    "pystoi": "audit",
     "rich": "compile",
     "scipy": "compile",
     "sklearn": "bench",

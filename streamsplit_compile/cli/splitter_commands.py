@@ -13,6 +13,7 @@ from runtime_edge.click_options import ManyOptions, RenamedOption
 from runtime_edge.errors import TableError, UsageError
 from runtime_edge.formats.bundle import Bundle, open_bundle
 from runtime_edge.formats.codec import STREAMS
+from runtime_edge.formats.encoder.privacy_info import forbidden_kinds
 from runtime_edge.formats.records.actions import Encoding, ShipThresholds
 from runtime_edge.formats.records.table import MAX_TABLE_BYTES, Limits, Reward, SplitterTable, StateAxis
 from streamsplit_compile.bundle.bundle_writer import write_table
@@ -74,6 +75,11 @@ _limit_options = together(
     ),
     click.option("--max-memory-mb", type=click.FloatRange(0, min_open=True), help="Hard cap on a prefix's memory, MB."),
     click.option("--min-cut", help="Privacy floor: no action before this cut."),
+    click.option(
+        "--max-word-recognition",
+        type=click.FloatRange(0, 1),
+        help="Privacy floor: no action that gives away more than this share of words (`ssc audit`).",
+    ),
     click.option(
         "--max-agreement-lost",
         default=MOST_AGREEMENT_LOST,
@@ -153,6 +159,7 @@ def train(
     max_latency_ms: float | None,
     max_memory_mb: float | None,
     min_cut: str | None,
+    max_word_recognition: float | None,
     max_agreement_lost: float,
     exploration: float,
     ship: str | None,
@@ -173,7 +180,8 @@ def train(
     )
     reward = Reward(**{name: value for name, value in weights.items() if value is not None})
     stream = audio_format, opus_kbps
-    environment = bundle_environment(opened, target, reward, limits, profile_file, link, stream, max_agreement_lost)
+    losses = max_agreement_lost, max_word_recognition
+    environment = bundle_environment(opened, target, reward, limits, profile_file, link, stream, *losses)
     seen, held_out = traces_of(traces, seed)
     options = TableOptions(seed=seed, bins=_axes(bins), exploration=exploration, ship=_ship(ship))
     table = train_for_bundle(opened.manifest, opened.digest, environment, target, seen, held_out, options)
@@ -205,12 +213,17 @@ def bundle_environment(
     link: str = DEFAULT_LINK,
     stream: tuple[Encoding, float] = ("pcm16", 0.0),
     agreement_lost: float = MOST_AGREEMENT_LOST,
+    most_words: float | None = None,
 ) -> Environment:
     """The environment of a bundle on one of its targets, with a profile's times if one is given.
 
-    `stream`: how the waveform is shipped, and Opus's rate in kbit/s.
+    `stream`: how the waveform is shipped, and Opus's rate in kbit/s. `most_words`: the largest share of words that an
+    action may give away. Raises BundleError if an audit shows none, or if there was no audit.
     """
     actions = bundle_actions(bundle.manifest, target, measured_profile(profile_file))
+    info, widths = bundle.manifest.info, bundle.manifest.widths
+    forbidden = forbidden_kinds(info.privacy, most_words, [cut.name for cut in info.cuts], widths)
+    actions = [action for action in actions if (action.cut, action.width) not in forbidden]
     if stream[0] in STREAMS:
         heard = soundscape(_LISTENED_S, bundle.manifest.info.front_end.sample_rate, seed=0)
         actions = with_stream(actions, bundle, *stream, heard)

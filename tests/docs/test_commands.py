@@ -34,6 +34,12 @@ NOT_TYPED = {
         "tests/integration/test_page_of_server.py runs it, on a port that is free",
     "ssc server mqtt mqtt://homeassistant.local --state server/":
         "a broker that is not in the project; tests/integration/test_mosquitto.py runs Mosquitto",
+    "ssc audit bundle/ --recordings speech_commands/ --samples listen/":
+        "an hour; tests/streamsplit_compile/cli/test_audit_command.py audits a small bundle",
+    "ssc splitter train bundle/ --target rpi4 --max-word-recognition 0.2 -o table.json":
+        "after the audit above; tests/streamsplit_compile/cli/test_audit_command.py does it",
+    "ssc edge run --bundle bundle/ --source mic --max-word-recognition 0.2":
+        "a microphone, and the audit above; tests/runtime_edge/transport/test_privacy.py has devices with that floor",
     "ssc edge run --bundle bundle/ --watch incoming/ --results results.jsonl":
         "it never ends; tests/integration/test_watch.py runs it",
     "ssc server broker --state b1/ --name b1 --cluster-port 6222 --routes host-2:6222,host-3:6222":

@@ -1,5 +1,7 @@
 """Nothing before the privacy floor leaves a device: by no table, exploration or swap, nor from an earlier spool."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from msgspec.structs import replace
 
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import BundleError
+from runtime_edge.formats.encoder.privacy_info import Leak, MeasuredShare, PrivacyInfo
 from runtime_edge.formats.records.table import LOCAL, MAX_Q, StateAxis, cut_position
 from runtime_edge.formats.wire import encode_frame
 from runtime_edge.transport.privacy import drop_below_floor, floor_index
@@ -108,3 +111,44 @@ def test_a_damaged_note_counts_as_another_floor(spool, tmp_path, small_bundle):
     fill(spool)
     (tmp_path / "privacy-floor").write_bytes(b"\xff")
     assert drop_below_floor(spool, tmp_path, small_bundle.manifest, "down") == 6
+
+
+def audited(bundle, **rates):
+    """The bundle with an audit in which each cut gives away this share of the words."""
+    leaks = tuple(
+        Leak(cut=cut, encoding="int8", words=MeasuredShare(rate=rate, low=rate, high=rate))
+        for cut, rate in rates.items()
+    )
+    privacy = PrivacyInfo(words=10, speakers=0, recordings=100, seeds=1, shipped=leaks)
+    metadata = replace(bundle.manifest.additional_metadata, ssc=replace(bundle.manifest.info, privacy=privacy))
+    return dataclasses.replace(bundle, manifest=replace(bundle.manifest, additional_metadata=metadata))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_no_table_ships_what_gives_away_more_words_than_the_floor(small_bundle, data):
+    bundle = audited(small_bundle, waveform=0.9, stem=0.3, down=0.1, residual=0.6)
+    config = DeviceConfig(device="pi-1", max_word_recognition=0.2, seed=data.draw(st.integers(0, 1000)))
+    splitter = make_splitter(bundle, data.draw(tables(small_bundle.table("rpi4"))), config)
+    for _ in range(10):
+        *state, connected = data.draw(states)
+        assert splitter.choose(*state, connected=connected).cut in ("down", LOCAL)
+
+
+def test_a_device_with_a_floor_in_words_refuses_a_bundle_that_cannot_keep_it(small_bundle):
+    config, table = DeviceConfig(device="pi-1", max_word_recognition=0.2), small_bundle.table("rpi4")
+    with pytest.raises(BundleError, match="never audited"):
+        make_splitter(small_bundle, table, config)
+    with pytest.raises(BundleError, match="nothing that this bundle ships keeps it; the least, down"):
+        make_splitter(audited(small_bundle, waveform=0.9, down=0.5), table, config)
+    make_splitter(small_bundle, table, dataclasses.replace(config, min_cut=LOCAL))
+
+
+def test_spooled_frames_that_a_floor_in_words_forbids_are_dropped_once(spool, tmp_path, small_bundle):
+    manifest = small_bundle.manifest
+    drop_below_floor(spool, tmp_path, manifest, None)
+    fill(spool)
+    forbidden = frozenset({("waveform", 0), ("down", 0)})
+    assert drop_below_floor(spool, tmp_path, manifest, None, 0.2, forbidden) == 6
+    assert spooled(spool) == ["1.1"]
+    assert drop_below_floor(spool, tmp_path, manifest, None, 0.2, forbidden) == 0

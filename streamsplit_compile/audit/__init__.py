@@ -1,0 +1,1 @@
+"""Attacks on what leaves a device, as an auditor makes them, to measure what it gives away."""
