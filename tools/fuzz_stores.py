@@ -163,7 +163,7 @@ def head_clips_corpus() -> list[bytes]:
 
 def record(data: bytes) -> object:
     """Read a file as `ssc inspect FILE` does."""
-    from streamsplit_compile.cli.record_tables import record_summary
+    from streamsplit_compile.cli.tables.record_tables import record_summary
 
     return from_file(record_summary, "record.json")(data)
 

@@ -29,9 +29,9 @@ from runtime_server.lab.proof.proof_report import (
 from runtime_server.lab.recorded import RecordedScenario
 from runtime_server.lab.scenarios import SCENARIOS, Playable, scenario_named
 from streamsplit_compile.advice.advice import Advice
-from streamsplit_compile.cli.advice_tables import print_advice
 from streamsplit_compile.cli.options import PathParam, json_option, link_option
 from streamsplit_compile.cli.printing import print_json, print_table
+from streamsplit_compile.cli.tables.advice_tables import print_advice
 
 
 @click.command()

@@ -12,7 +12,6 @@ from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import open_bundle
 from streamsplit_compile.advice.advice import Advice, advise, sources
 from streamsplit_compile.bundle.bundle_summary import privacy_range
-from streamsplit_compile.cli.advice_tables import BATTERY_WH, print_advice
 from streamsplit_compile.cli.options import (
     bundle_argument,
     json_option,
@@ -23,6 +22,7 @@ from streamsplit_compile.cli.options import (
     renamed,
 )
 from streamsplit_compile.cli.printing import print_json
+from streamsplit_compile.cli.tables.advice_tables import BATTERY_WH, print_advice
 
 
 @click.command("advise")

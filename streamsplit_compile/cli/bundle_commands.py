@@ -20,7 +20,6 @@ from streamsplit_compile.bundle.calibrate import calibration_set_for, collect_ac
 from streamsplit_compile.bundle.compiler import bundle_variants
 from streamsplit_compile.bundle.digests import weights_digest
 from streamsplit_compile.bundle.parity import FP32_LIMIT, Prover, shortfalls
-from streamsplit_compile.cli.bundle_tables import print_cuts, print_parity
 from streamsplit_compile.cli.options import (
     PathParam,
     bundle_argument,
@@ -30,7 +29,8 @@ from streamsplit_compile.cli.options import (
     read_pub,
 )
 from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
-from streamsplit_compile.cli.record_tables import print_record, record_summary
+from streamsplit_compile.cli.tables.bundle_tables import print_cuts, print_parity
+from streamsplit_compile.cli.tables.record_tables import print_record, record_summary
 from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
 from streamsplit_compile.encoder.segment import split
 from streamsplit_compile.encoder.selection import cuts_of

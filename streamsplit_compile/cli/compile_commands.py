@@ -24,7 +24,6 @@ from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder,
 from streamsplit_compile.bundle.cut_assets.bottlenecks import TRAINING_STEPS
 from streamsplit_compile.bundle.measure import Reference
 from streamsplit_compile.bundle.parity import shortfalls
-from streamsplit_compile.cli.bundle_tables import print_cuts
 from streamsplit_compile.cli.options import (
     PathParam,
     encoder_options,
@@ -39,6 +38,7 @@ from streamsplit_compile.cli.options import (
     together,
 )
 from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
+from streamsplit_compile.cli.tables.bundle_tables import print_cuts
 from streamsplit_compile.encoder.encoders import (
     LoadedEncoder,
     is_untrained,

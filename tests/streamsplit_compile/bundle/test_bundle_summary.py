@@ -5,7 +5,7 @@ import pytest
 
 from runtime_edge.formats.bundle import Bundle
 from streamsplit_compile.bundle.bundle_summary import bundle_summary
-from streamsplit_compile.cli.bundle_tables import print_cuts
+from streamsplit_compile.cli.tables.bundle_tables import print_cuts
 
 
 def without_parity(bundle):

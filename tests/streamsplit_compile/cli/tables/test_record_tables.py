@@ -9,9 +9,9 @@ from example_records import adaptation, submodel
 from runtime_edge.errors import FormatError, HeadError
 from runtime_edge.formats.records.head import Head
 from streamsplit_compile.cli.main import main
-from streamsplit_compile.cli.record_tables import record_summary
+from streamsplit_compile.cli.tables.record_tables import record_summary
 
-RECORDS = Path(__file__).parents[2] / "data" / "golden" / "0.2.0" / "records"
+RECORDS = Path(__file__).parents[3] / "data" / "golden" / "0.2.0" / "records"
 
 
 def inspected(path, capsys):

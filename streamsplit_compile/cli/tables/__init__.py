@@ -1,0 +1,1 @@
+"""The tables that commands print: of advice, of a bundle, of signed records."""
