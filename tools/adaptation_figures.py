@@ -111,6 +111,9 @@ def section(runs: Sequence[Run], planned: int, command: str) -> Section:
             if arm == "chance":
                 low = gain(points).low
                 found.add(f"{name}_low", low, "at least 0", "lower end of its 95 % interval")
+    teacher, averaged = (by_stream(runs, arm, judged) for arm in ("teacher", "averaged"))
+    if (points := differences(averaged, teacher)).size:
+        _add(found, "averaging_gain", points, "", "points that mn04 gains by averaging over shifted copies of a window")
     worst = worst_cells(runs)
     (kind, severity, order, seed), of_it = worst[0]
     told = f"points, upper end of the interval, corrected for {len(worst)}: {kind} {severity}, {order}, seed {seed}"
