@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.bundle import Bundle, open_bundle
@@ -22,7 +24,9 @@ from runtime_edge.inference.prefix import Prefix
 from streamsplit_compile.audit.audit_run import identity_of, results_path
 from streamsplit_compile.audit.findings import orders_agree, read_findings
 from streamsplit_compile.audit.spoken_recordings import SpokenRecordings, read_spoken
-from tools.benchmarks import Section, publish, show
+from tools.benchmarks import DOCS, Section, publish, show
+
+_COLOURS = {"words": "#0b7189", "speakers": "#e07a5f"}
 
 
 def directly(bundle: Bundle, head: Head, spoken: SpokenRecordings) -> float:
@@ -45,7 +49,7 @@ def filled(section: Section, found: PrivacyInfo, direct: float, tau: float | Non
     if found.members is not None:
         what = f"AUROC of what the weights were trained on, {found.members.low:.3f} to {found.members.high:.3f}"
         section.add("members", found.members.rate, "", what)
-    for leak, name in [(leak, _name(leak)) for leak in found.shipped] + [(e, f"{e.cut}+exit") for e in found.exits]:
+    for name, leak in _named(found):
         people = "" if leak.speakers is None else f"; speakers {leak.speakers.rate:.3f} of {found.speakers}"
         image = "" if leak.image_error is None else f"; image error {leak.image_error:.3f}"
         clear = "" if leak.intelligibility is None else f", STOI {leak.intelligibility:.3f}"
@@ -54,8 +58,31 @@ def filled(section: Section, found: PrivacyInfo, direct: float, tau: float | Non
     return section
 
 
-def _name(leak: Leak) -> str:
-    return f"{leak.cut}/{leak.width}" if leak.width else leak.cut
+def draw(found: PrivacyInfo, out: Path) -> None:
+    """Draw the shares of words and of speakers that are recognised in each payload, with intervals and chance."""
+    named = _named(found)
+    figure = Figure(figsize=(9, 0.34 * len(named) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    chances = {"words": 1 / found.words, "speakers": 1 / max(found.speakers, 1)}
+    for place, (what, colour) in enumerate(_COLOURS.items()):
+        shares = [(row, share) for row, (_, leak) in enumerate(named) if (share := getattr(leak, what)) is not None]
+        rates = 100 * np.array([share.rate for _, share in shares])
+        reach = 100 * np.array([(share.rate - share.low, share.high - share.rate) for _, share in shares]).T
+        rows = np.array([row for row, _ in shares]) + 0.4 * place - 0.2
+        axes.barh(rows, rates, 0.36, xerr=reach, color=colour, label=what, error_kw={"lw": 0.8})
+        axes.axvline(100 * chances[what], color=colour, lw=0.8, ls=":", label=f"chance, {what}")
+    axes.set_yticks(range(len(named)), [name for name, _ in named])
+    axes.invert_yaxis()
+    axes.set(xlabel="recognised by an attacker, %", xlim=(0, 100))
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    with mpl.rc_context({"svg.hashsalt": "streamsplit"}):
+        figure.savefig(out, metadata={"Date": None})
+
+
+def _named(found: PrivacyInfo) -> list[tuple[str, Leak]]:
+    """Everything that leaves a device, with its name as a splitter's action."""
+    shipped = [(f"{leak.cut}/{leak.width}" if leak.width else leak.cut, leak) for leak in found.shipped]
+    return shipped + [(f"{leak.cut}+exit", leak) for leak in found.exits]
 
 
 def main() -> None:
@@ -75,7 +102,11 @@ def main() -> None:
     results = read_findings(given.results or results_path(given.bundle), identity_of(bundle, spoken))
     section = Section("privacy", "What a cut gives away", "python -m tools.bench_privacy")
     filled(section, info.privacy, directly(bundle, read_head(given.head), spoken), orders_agree(results))
-    (show if given.no_publish else publish)(section)
+    if given.no_publish:
+        show(section)
+        return
+    publish(section)
+    draw(info.privacy, DOCS / "privacy.svg")
 
 
 if __name__ == "__main__":
