@@ -8,6 +8,7 @@ from typing import Any
 import click
 import torch
 
+from runtime_edge.click_options import RenamedOption
 from streamsplit_compile.bundle.calibrate import calibration_windows
 from streamsplit_compile.cli.options import PathParam, json_option, together
 from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
@@ -26,7 +27,15 @@ _SHOWN = 6
 _study_options = together(
     click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam()),
     click.option("--target", default="rpi4", show_default=True, help="Target name or TOML file to price for."),
-    click.option("--windows", "recordings", type=PathParam(), help="Recordings to rank on; no labels are needed."),
+    click.option(
+        "--recordings",
+        "--windows",
+        "recordings",
+        cls=RenamedOption,
+        earlier=["--windows"],
+        type=PathParam(),
+        help="Recordings to rank on; no labels are needed.",
+    ),
     click.option(
         "--count", default=256, show_default=True, type=click.IntRange(16, 4096), help="Windows of the recordings."
     ),
@@ -40,7 +49,7 @@ _study_options = together(
 def modules(encoder_file: Path, target: str, recordings: Path | None, count: int, seed: int, as_json: bool) -> None:
     """Show the groups of channels inside an encoder's blocks: their cost, and how important they are.
 
-    Example: ssc modules encoder.pt --windows recordings/
+    Example: ssc modules encoder.pt --recordings recordings/
     """
     with Steps(quiet=as_json) as steps:
         known, _, (fixed, costs) = _studied(encoder_file, target, recordings, count, seed, steps)
@@ -94,7 +103,7 @@ def derive_(
 ) -> None:
     """Write a sub-model: the encoder without the channels that matter least, within limits of a target.
 
-    Example: ssc derive encoder.pt --target rpi-zero-2w --budget-ms 9 --windows recordings/ -o small.pt
+    Example: ssc derive encoder.pt --target rpi-zero-2w --budget-ms 9 --recordings recordings/ -o small.pt
     """
     limits = Limits(budget_ms, weight_bytes, None if memory_mb is None else memory_mb * 1e6)
     if limits == Limits():
@@ -190,4 +199,4 @@ def _row(one: RankedLayer, costs: list[Cost]) -> dict[str, Any]:
 
 def _warn(recordings: Path | None) -> None:
     if recordings is None:
-        print_warning("ranked on a synthesised soundscape, which tells little about sounds; give --windows")
+        print_warning("ranked on a synthesised soundscape, which tells little about sounds; give --recordings")

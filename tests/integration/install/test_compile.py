@@ -71,8 +71,10 @@ torch.save(OwnEncoder().state_dict(), sys.argv[1] + "/weights.pt")
 def test_a_sub_model_is_derived_for_a_board_and_compiled(terminal):
     here = terminal.directory
     terminal.environment.ssc("encoder", "new", "mobilenet_v3_small", "-o", here / "encoder.pt")
-    assert "features.11" in terminal.types("ssc modules encoder.pt --windows recordings/")
-    said = terminal.types("ssc derive encoder.pt --target rpi-zero-2w --budget-ms 9 --windows recordings/ -o small.pt")
+    assert "features.11" in terminal.types("ssc modules encoder.pt --recordings recordings/")
+    said = terminal.types(
+        "ssc derive encoder.pt --target rpi-zero-2w --budget-ms 9 --recordings recordings/ -o small.pt"
+    )
     assert "in place of" in said
     terminal.types("ssc compile small.pt --targets rpi-zero-2w -o small-bundle/ --calibrate recordings/")
     assert (here / "small.pt").stat().st_size < (here / "encoder.pt").stat().st_size

@@ -32,7 +32,7 @@ def test_groups_are_shown_with_cost_and_importance(encoder_file):
     assert done.exit_code == 0
     assert "priced for rpi4" in done.output
     assert "not possible" in done.output
-    assert "give --windows" in done.output
+    assert "give --recordings" in done.output
     found = json.loads(run(modules, encoder_file, "--count", 16, "--json").stdout)
     last = found["layers"][-1]
     assert last["layer"] == "features.11"
