@@ -34,7 +34,7 @@ from streamsplit_compile.cli.compile_commands import head_beside
 from streamsplit_compile.encoder.encoders import from_module, load_module
 from streamsplit_compile.modules.derivation import Cost, Limits
 from streamsplit_compile.modules.imitation import imitate
-from streamsplit_compile.modules.layers import channels_in, groups_of
+from streamsplit_compile.modules.layers import GROUP, channels_in, groups_of
 from streamsplit_compile.modules.prices import price
 from streamsplit_compile.modules.ranking import RankedLayer, Study, embeddings_of, study, study_again
 from streamsplit_compile.modules.slicing import slice_encoder
@@ -112,8 +112,7 @@ class ModulesBench:
 
     def right(self, embeddings: Tensor, classes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Whether each clip (clips,) of these classes is right, when the head chooses among them; False elsewhere."""
-        weights = np.frombuffer(self.head.weights, "<f4").reshape(len(self.head.labels), -1)
-        logits = embeddings.numpy() @ weights.T + np.frombuffer(self.head.bias, "<f4")
+        logits = self.head.logits(embeddings.numpy())
         scores = np.zeros(logits.shape)
         scores[:, classes] = torch.softmax(torch.from_numpy(logits[:, classes]), 1).numpy()
         return right_clips(scores, self.judged.owners, self.judged.labels) & np.isin(self.judged.labels, classes)
@@ -184,7 +183,7 @@ def arms(bench: ModulesBench, known: Study, share: float, draws: int) -> Iterato
         yield (
             "shuffled",
             {
-                one.layer.name: _largest(one, values, -(-len(chosen[one.layer.name]) // 8))
+                one.layer.name: _largest(one, values, -(-len(chosen[one.layer.name]) // GROUP))
                 if chosen[one.layer.name]
                 else []
                 for one in known.layers

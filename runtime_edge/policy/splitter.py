@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from runtime_edge.errors import TableError
+from runtime_edge.formats.encoder.privacy_info import Payloads
 from runtime_edge.formats.records.table import LOCAL, Allowance, SplitterTable, StateAxis, allowance, cut_position
 from runtime_edge.policy.online_learner import OnlineLearner
 from runtime_edge.policy.reward import BYTES_PER_MS, byte_price
@@ -60,8 +61,6 @@ class Decision(NamedTuple):
 
 Widths = Mapping[str, Collection[int]]
 """By cut, the widths of its bottleneck."""
-Payloads = frozenset[tuple[str, int]]
-"""Cuts and widths; a width of 0 is the plain activation."""
 Assets = tuple[Widths, Collection[str], Payloads]
 Kind = tuple[str, int, bool]
 """An action's cut, or `local`; its width; whether an exit answers first."""
@@ -136,7 +135,11 @@ class Splitter:
         self._learner = learner
 
     def swap(
-        self, table: SplitterTable, widths: Widths, exits: Collection[str] = (), forbidden: Payloads = frozenset()
+        self,
+        table: SplitterTable,
+        widths: Widths,
+        exits: Collection[str] = (),
+        forbidden: Payloads = frozenset(),
     ) -> None:
         """Use another table, or bottlenecks and exits of another bundle, from the next window on.
 

@@ -1,9 +1,9 @@
 """The privacy floor: what gives away too much never leaves the device, whoever asks for it.
 
 That is everything earlier than `--min-cut`, and what gives away more words than `--max-word-recognition` according to
-the bundle's audit. The floor is enforced in two places: the splitter never chooses such an action,
-whatever a table or exploration says, and frames that an earlier run spooled without this floor are dropped before
-anything is sent. With `local` as the floor no frame leaves at all.
+the bundle's audit. The floor is enforced in two places: the splitter never chooses such an action, whatever a table or
+exploration says, and frames that an earlier run spooled without this floor are dropped before anything is sent. With
+`local` as the floor no frame leaves at all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from runtime_edge.base.checked_files import read_checked, write_checked
 from runtime_edge.errors import FormatError, FrameError
-from runtime_edge.formats.encoder.privacy_info import Kind
+from runtime_edge.formats.encoder.privacy_info import Payload
 from runtime_edge.formats.manifest import BundleInfo, Manifest
 from runtime_edge.formats.records.table import LOCAL
 from runtime_edge.formats.wire import decode_frame
@@ -36,7 +36,7 @@ def drop_below_floor(
     manifest: Manifest,
     min_cut: str | None,
     most_words: float | None = None,
-    forbidden: Collection[Kind] = (),
+    forbidden: Collection[Payload] = (),
 ) -> int:
     """Drop spooled frames of runs with another floor that this one would not ship; returns how many.
 
@@ -59,7 +59,7 @@ def drop_below_floor(
     return dropped
 
 
-def _may_leave(frame: bytes, info: BundleInfo, floor: int, forbidden: Collection[Kind]) -> bool:
+def _may_leave(frame: bytes, info: BundleInfo, floor: int, forbidden: Collection[Payload]) -> bool:
     try:
         headers = [header for header, _ in decode_frame(frame)]
     except FrameError:

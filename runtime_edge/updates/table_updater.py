@@ -10,7 +10,7 @@ from functools import partial
 from runtime_edge.config import DeviceConfig
 from runtime_edge.errors import BundleError, SscError, TableError
 from runtime_edge.formats.bundle import Bundle
-from runtime_edge.formats.encoder.privacy_info import Kind, forbidden_kinds
+from runtime_edge.formats.encoder.privacy_info import Payloads, forbidden_kinds
 from runtime_edge.formats.manifest import Manifest
 from runtime_edge.formats.records.table import LOCAL, SplitterTable, cut_position
 from runtime_edge.inference.variants import choose_variant
@@ -54,7 +54,7 @@ def make_splitter(bundle: Bundle, table: SplitterTable, config: DeviceConfig) ->
     return splitter
 
 
-def forbidden_payloads(manifest: Manifest, config: DeviceConfig) -> frozenset[Kind]:
+def forbidden_payloads(manifest: Manifest, config: DeviceConfig) -> Payloads:
     """What a device may not ship of a bundle because of `max_word_recognition`. Raises BundleError."""
     if config.min_cut == LOCAL:
         return frozenset()

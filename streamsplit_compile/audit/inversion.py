@@ -10,7 +10,6 @@ bounds the narrower ones, which are its first channels.
 
 from __future__ import annotations
 
-import copy
 import warnings
 
 import numpy as np
@@ -22,9 +21,10 @@ from torch.nn import functional
 
 from runtime_edge.formats.encoder.log_mel_info import LogMelInfo
 from runtime_edge.inference.mel_matrices import hann, mel_bank
+from streamsplit_compile.audit.early_stopping import train_until_worse
 from streamsplit_compile.audit.outlets import Array
 
-_EPOCHS, _PATIENCE, _BATCH, _RATE = 16, 4, 32, 2e-3
+_BATCH, _RATE = 32, 2e-3
 _CHANNELS, _PATCH = 48, 4
 _ROUNDS = 60
 """Of Griffin-Lim, and of the updates before it."""
@@ -72,31 +72,20 @@ def train_inverter(values: Array, images: Array, train: Flags, choosing: Flags, 
     `values` are (n, channels, rows, columns), `images` (n, mels, frames).
     """
     given, wanted = torch.from_numpy(values), torch.from_numpy(images)
-    places, random = np.flatnonzero(train), np.random.default_rng(seed)
+    random = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inverter = Inverter(values.shape[1:], images.shape[1:])
-        steps = _EPOCHS * -(-len(places) // _BATCH)
         optimiser = torch.optim.AdamW(inverter.parameters(), _RATE)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2 * _RATE, total_steps=steps)
-        best, kept, last = np.inf, copy.deepcopy(inverter.state_dict()), 0
-        for epoch in range(_EPOCHS):
-            inverter.train()
-            shuffled = random.permutation(places)
-            for start in range(0, len(shuffled), _BATCH):
-                batch = torch.from_numpy(shuffled[start : start + _BATCH])
-                loss = functional.mse_loss(inverter(given[batch]), wanted[batch])
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                schedule.step()
-            error = float(np.square(invert(inverter, values[choosing]) - images[choosing]).mean())
-            if error < best:
-                best, kept, last = error, copy.deepcopy(inverter.state_dict()), epoch
-            elif epoch - last >= _PATIENCE:
-                break
-    inverter.load_state_dict(kept)
-    return inverter.eval()
+
+        def loss(batch: Tensor) -> Tensor:
+            return functional.mse_loss(inverter(given[batch]), wanted[batch])
+
+        def quality() -> float:
+            return -float(np.square(invert(inverter, values[choosing]) - images[choosing]).mean())
+
+        train_until_worse(inverter, np.flatnonzero(train), _BATCH, optimiser, random, loss, quality)
+    return inverter
 
 
 def invert(inverter: Inverter, values: Array) -> Array:

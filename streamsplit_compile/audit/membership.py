@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import mannwhitneyu
 
+from streamsplit_compile.audit.kernel_regression import Scores, gaussian_kernel, ridge_scores
 from streamsplit_compile.audit.outlets import Array
 from streamsplit_compile.audit.spoken_recordings import SpokenRecordings
 
 _PENALTY = 1e-2
-Scores = npt.NDArray[np.float64]
 
 
 def membership_auroc(embeddings: Array, spoken: SpokenRecordings, seed: int) -> tuple[float, float, float]:
@@ -38,9 +39,8 @@ def membership_auroc(embeddings: Array, spoken: SpokenRecordings, seed: int) -> 
 
 def auroc(positive: Scores, negative: Scores) -> tuple[float, float, float]:
     """Area under the ROC curve of scores (n,) and (m,), with its 95 % interval (Hanley and McNeil 1982)."""
-    below, (n, m) = np.sort(negative), (len(positive), len(negative))
-    beaten = np.searchsorted(below, positive, "left") + np.searchsorted(below, positive, "right")
-    area = float(beaten.sum() / (2 * n * m))
+    n, m = len(positive), len(negative)
+    area = float(mannwhitneyu(positive, negative).statistic / (n * m))
     both, twice = area / (2 - area), 2 * area * area / (1 + area)
     variance = (area * (1 - area) + (n - 1) * (both - area**2) + (m - 1) * (twice - area**2)) / (n * m)
     half = 1.96 * float(np.sqrt(max(variance, 0.0)))
@@ -49,10 +49,4 @@ def auroc(positive: Scores, negative: Scores) -> tuple[float, float, float]:
 
 def _regression(rows: Scores, targets: Scores, known: npt.NDArray[np.bool_]) -> Scores:
     """Scores (n, classes) of kernel ridge regression with a Gaussian kernel on the rows that are known."""
-    squares = np.square(rows).sum(1)
-    distances = np.maximum(squares[:, None] + squares[None, known] - 2 * rows @ rows[known].T, 0.0)
-    kernel = np.exp(-distances / np.median(distances))
-    own = kernel[known]
-    centre = targets[known].mean(0)
-    scores: Scores = kernel @ np.linalg.solve(own + _PENALTY * np.eye(len(own)), targets[known] - centre) + centre
-    return scores
+    return ridge_scores(gaussian_kernel(rows, known), known, targets[known], _PENALTY)

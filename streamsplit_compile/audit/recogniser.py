@@ -12,7 +12,6 @@ arrived, in the network's features, or in the embedding.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.linalg import solve
 from torch import Tensor, nn
 from torch.nn import functional
 
+from streamsplit_compile.audit.early_stopping import train_until_worse
+from streamsplit_compile.audit.kernel_regression import Scores, gaussian_kernel, linear_kernel, ridge_scores
 from streamsplit_compile.audit.outlets import Array, Arrived
 from streamsplit_compile.audit.spoken_recordings import Numbers, SpokenRecordings
 
@@ -33,12 +33,11 @@ LEAST_RECORDINGS = 5
 """The fewest recordings of each of them."""
 _KEPT_ASIDE = 0.15
 """Share of the speakers to learn from whose recordings choose penalties and epochs."""
-_EPOCHS, _PATIENCE, _BATCH = 16, 4, 64
-_RATE = 3e-3
+_BATCH, _RATE = 64, 3e-3
 _FEATURES = 128
 _STAGES = (24, 32, 48, 64)
 _SPEAKER_FOLDS = 5
-_PENALTIES = 10.0 ** np.arange(-4, 2)
+_PENALTIES: Scores = np.float64(10.0) ** np.arange(-4, 2)
 _SHIFT = 0.1
 """How far a training example may be moved in time, as a share of its length."""
 Flags = npt.NDArray[np.bool_]
@@ -119,33 +118,23 @@ def train_network(values: Array, spoken: SpokenRecordings, train: Flags, choosin
     known, numbers = np.unique(spoken.speakers[train], return_inverse=True)
     speakers = torch.zeros(len(values), dtype=torch.long)
     speakers[torch.from_numpy(train)] = torch.from_numpy(numbers)
-    places, others = np.flatnonzero(train), torch.from_numpy(choosing)
     random = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(values.shape[1:], len(spoken.vocabulary), len(known))
-        steps = _EPOCHS * (len(places) // _BATCH + 1)
         optimiser = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2 * _RATE, total_steps=steps)
-        best, kept, last = -1.0, copy.deepcopy(network.state_dict()), 0
-        for epoch in range(_EPOCHS):
-            network.train()
-            for batch in _batches(random.permutation(places)):
-                _, by_word, by_speaker = network(_moved(images[batch], random))
-                loss = functional.cross_entropy(by_word, words[batch], label_smoothing=0.1)
-                loss = loss + 0.5 * functional.cross_entropy(by_speaker, speakers[batch], label_smoothing=0.1)
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                schedule.step()
+
+        def loss(batch: Tensor) -> Tensor:
+            _, by_word, by_speaker = network(_moved(images[batch], random))
+            of_words = functional.cross_entropy(by_word, words[batch], label_smoothing=0.1)
+            return of_words + 0.5 * functional.cross_entropy(by_speaker, speakers[batch], label_smoothing=0.1)
+
+        def quality() -> float:
             scores, _ = network_scores(network, values[choosing])
-            share = float((scores.argmax(1) == spoken.words[others.numpy()]).mean())
-            if share > best:
-                best, kept, last = share, copy.deepcopy(network.state_dict()), epoch
-            elif epoch - last >= _PATIENCE:
-                break
-    network.load_state_dict(kept)
-    return network.eval()
+            return float((scores.argmax(1) == spoken.words[choosing]).mean())
+
+        train_until_worse(network, np.flatnonzero(train), _BATCH, optimiser, random, loss, quality)
+    return network
 
 
 def network_scores(network: Network, values: Array) -> tuple[Array, Array]:
@@ -154,13 +143,6 @@ def network_scores(network: Network, values: Array) -> tuple[Array, Array]:
     with torch.inference_mode():
         found = [network(part) for part in torch.split(torch.from_numpy(values), 256)]
     return torch.cat([one[1] for one in found]).numpy(), torch.cat([one[0] for one in found]).numpy()
-
-
-def _batches(places: Numbers) -> Iterator[Tensor]:
-    """Batches of places; one that would be a single example, of which no norm can be taken, is left out."""
-    for start in range(0, len(places), _BATCH):
-        if len(batch := places[start : start + _BATCH]) > 1:
-            yield torch.from_numpy(batch)
 
 
 def _moved(images: Tensor, random: np.random.Generator) -> Tensor:
@@ -177,13 +159,10 @@ def standardised(values: Array, train: Flags) -> Array:
     return found
 
 
-def _kernels(rows: Array) -> Iterator[npt.NDArray[np.float64]]:
+def _kernels(rows: Array) -> Iterator[Scores]:
     """A linear and a Gaussian kernel (n, n) of rows (n, values)."""
-    products = (rows @ rows.T).astype(np.float64)
-    yield products / rows.shape[1]
-    squares = np.diag(products)
-    distances = np.maximum(squares[:, None] + squares[None] - 2 * products, 0.0)
-    yield np.exp(-distances / np.median(distances[distances > 0])) if (distances > 0).any() else np.ones_like(products)
+    yield linear_kernel(rows)
+    yield gaussian_kernel(rows)
 
 
 def _best_ridge(
@@ -191,16 +170,18 @@ def _best_ridge(
 ) -> npt.NDArray[np.floating[Any]]:
     """Scores (n, classes) of kernel ridge regression on `train`, with what does best on `choosing`."""
     targets, best, found = np.eye(classes)[labels[train]], -1.0, np.zeros((len(view), classes))
-    centre = targets.mean(0)
     for kernel in _kernels(view):
-        own = kernel[np.ix_(train, train)]
-        for penalty in _PENALTIES * max(np.trace(own) / len(own), 1e-12):
-            weights = solve(own + penalty * np.eye(len(own)), targets - centre, assume_a="pos")
-            scores = kernel[:, train] @ weights + centre
+        for penalty in _penalties(kernel[np.ix_(train, train)]):
+            scores = ridge_scores(kernel[:, train], train, targets, penalty)
             share = float((scores[choosing].argmax(1) == labels[choosing]).mean())
             if share > best:
                 best, found = share, scores
     return found
+
+
+def _penalties(own: Scores) -> Scores:
+    """Those to choose from, for a kernel (n, n)."""
+    return _PENALTIES * max(float(np.trace(own)) / len(own), 1e-12)
 
 
 def _tell_speakers(views: dict[str, Array], spoken: SpokenRecordings, seed: int) -> tuple[Flags | None, str]:
@@ -234,7 +215,7 @@ def _cross_validated(view: Array, labels: Numbers, classes: int, folds: Numbers)
         best, scores = -1.0, np.zeros((int((~train).sum()), classes))
         for kernel in kernels:
             own = kernel[np.ix_(train, train)]
-            for penalty in _PENALTIES * max(np.trace(own) / len(own), 1e-12):
+            for penalty in _penalties(own):
                 inverse = np.linalg.inv(own + penalty * np.eye(len(own)))
                 weights = inverse @ targets
                 left_out = targets - weights / np.diag(inverse)[:, None]

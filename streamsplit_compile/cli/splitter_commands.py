@@ -180,8 +180,9 @@ def train(
     )
     reward = Reward(**{name: value for name, value in weights.items() if value is not None})
     stream = audio_format, opus_kbps
-    losses = max_agreement_lost, max_word_recognition
-    environment = bundle_environment(opened, target, reward, limits, profile_file, link, stream, *losses)
+    environment = bundle_environment(
+        opened, target, reward, limits, profile_file, link, stream, max_agreement_lost, max_word_recognition
+    )
     seen, held_out = traces_of(traces, seed)
     options = TableOptions(seed=seed, bins=_axes(bins), exploration=exploration, ship=_ship(ship))
     table = train_for_bundle(opened.manifest, opened.digest, environment, target, seen, held_out, options)

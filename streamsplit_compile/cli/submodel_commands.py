@@ -13,7 +13,7 @@ from streamsplit_compile.bundle.calibrate import calibration_windows
 from streamsplit_compile.cli.options import PathParam, json_option, together
 from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
 from streamsplit_compile.cost.targets import load_target
-from streamsplit_compile.encoder.encoders import Checkpoint, LoadedEncoder, from_module, load_module, save_checkpoint
+from streamsplit_compile.encoder.encoders import Checkpoint, from_module, load_module, save_checkpoint
 from streamsplit_compile.modules.derivation import Cost, Limits
 from streamsplit_compile.modules.imitation import imitate
 from streamsplit_compile.modules.layers import layers_of
@@ -52,7 +52,7 @@ def modules(encoder_file: Path, target: str, recordings: Path | None, count: int
     Example: ssc modules encoder.pt --recordings recordings/
     """
     with Steps(quiet=as_json) as steps:
-        known, _, (fixed, costs) = _studied(encoder_file, target, recordings, count, seed, steps)
+        known, _, _, (fixed, costs) = _studied(encoder_file, target, recordings, count, seed, steps)
     rows = [_row(one, costs[one.layer.name]) for one in known.layers]
     if as_json:
         print_json({"target": target, "fixed_ms": fixed.ms, "layers": rows})
@@ -109,9 +109,8 @@ def derive_(
     if limits == Limits():
         raise click.UsageError("nothing to derive for: give --budget-ms, --memory-mb or --bytes")
     with Steps(quiet=as_json) as show:
-        known, found, (fixed, costs) = _studied(encoder_file, target, recordings, count, seed, show)
+        known, found, windows, (fixed, costs) = _studied(encoder_file, target, recordings, count, seed, show)
         derived = derive(known, fixed, costs, limits)
-        windows = _windows(found, recordings, count, seed)
         small = submodel(found.module, known, derived.kept, windows)
         whole = embeddings_of(found.module, windows)
         if steps:
@@ -159,19 +158,15 @@ def _report(
 
 def _studied(
     path: Path, target: str, recordings: Path | None, count: int, seed: int, steps: Steps
-) -> tuple[Study, Checkpoint, tuple[Cost, dict[str, list[Cost]]]]:
-    """What windows tell about an encoder, the encoder, and the costs. Raises UsageError, FormatError."""
+) -> tuple[Study, Checkpoint, torch.Tensor, tuple[Cost, dict[str, list[Cost]]]]:
+    """What windows tell about an encoder, the encoder, the windows, and the costs. Raises UsageError, FormatError."""
     found, board = load_module(path), load_target(target)
     layers_of(found.module, str(path))
     steps("pricing", 0, 3)
-    prices = price(_traced(found), found.module).of(board)
+    prices = price(from_module(found.name, found.config, found.module, None), found.module).of(board)
     steps("ranking", 1, 3)
-    known = study(found.module, _windows(found, recordings, count, seed), seed=seed)
-    return known, found, prices
-
-
-def _traced(found: Checkpoint) -> LoadedEncoder:
-    return from_module(found.name, found.config, found.module, None)
+    windows = _windows(found, recordings, count, seed)
+    return study(found.module, windows, seed=seed), found, windows, prices
 
 
 def _windows(found: Checkpoint, recordings: Path | None, count: int, seed: int) -> torch.Tensor:

@@ -16,8 +16,9 @@ from runtime_edge.formats.strict import Name
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Classes = Annotated[int, Meta(ge=2, le=1 << 16)]
-Kind = tuple[str, int]
+Payload = tuple[str, int]
 """A cut and the width of its bottleneck that is shipped; 0 for the plain activation."""
+Payloads = frozenset[Payload]
 
 
 class MeasuredShare(Part, frozen=True, kw_only=True):
@@ -65,7 +66,7 @@ class PrivacyInfo(Part, frozen=True, kw_only=True):
 
     def forbidden(
         self, most_words: float, cuts: Sequence[str], widths: Mapping[str, frozenset[int]], encoding: str
-    ) -> frozenset[Kind]:
+    ) -> Payloads:
         """The kinds of payload that may give away more than a share `most_words` of the words.
 
         Those whose interval reaches beyond it, and those that were never audited; `encoding` is that of plain
@@ -92,7 +93,7 @@ def forbidden_kinds(
     cuts: Sequence[str],
     widths: Mapping[str, frozenset[int]],
     encoding: str = "int8",
-) -> frozenset[Kind]:
+) -> Payloads:
     """What may not be shipped under `max_word_recognition`: nothing is forbidden if it is None.
 
     Raises BundleError if the bundle was never audited, or if nothing would be left.
