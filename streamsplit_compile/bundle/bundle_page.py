@@ -88,9 +88,9 @@ windows that fitted nothing.</p>
 windows that fitted nothing.</p>
 """
     if info.privacy:
-        rows = _table(PRIVACY_COLUMNS, privacy_rows(info.privacy))
+        title, rows = privacy_title(info.privacy), _table(PRIVACY_COLUMNS, privacy_rows(info.privacy))
         found += f"""<h2>What it gives away</h2><div class="wide">{rows}</div>
-<p class="note">{escape(privacy_title(info.privacy).capitalize())}. Image error: of the restored log-mel image,
+<p class="note">{escape(title[0].upper() + title[1:])}. Image error: of the restored log-mel image,
 as a share of the mean image's. STOI: how intelligible the restored sound is, 1 at most. By <code>ssc audit</code>.</p>
 """
     return found
