@@ -13,7 +13,7 @@ from tools.adaptation_figures import CHANGING, OURS, PLAIN, Run, by_stream, diff
 from tools.benchmarks import DOCS
 from tools.corruptions import CHANGES
 
-_ARMS = ("chance", "half", "everything", "blended", "cema", "tent", "eata", "sar", "oracle")
+_ARMS = ("chance", "half", "everything", "blended", "floor", "cema", "tent", "eata", "sar", "oracle")
 _COLOURS = {PLAIN: "#8d99ae", OURS: "#0b7189"}
 _LATEST = 60
 UPDATE_BYTES = 20_000

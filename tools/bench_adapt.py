@@ -12,7 +12,8 @@ sent.
 Arms: `unadapted`; `teacher` answers itself, that is `larger.pt` (`tools.train_larger`); `averaged` is its mean answer
 to five copies of a window, shifted by up to a tenth of it; `joint` is taught by it, and a gate sends it the most
 uncertain 44 %; `chance` is the same with as many windows sent by chance, `everything` with all windows, `half` with
-half of those of its gate, `blended` with batch norms whose statistics follow what is heard. With the published gate,
+half of those of its gate, `blended` with batch norms whose statistics follow what is heard; `floor` trains only what
+is behind `features.3`, taught by the encoder as it began, as behind a privacy floor. With the published gate,
 which sends what is neither certain nor hopeless: `cema` as published, with the same teacher; `tent`, `eata` and `sar`;
 and `oracle`, the labels of what is sent.
 
@@ -43,7 +44,7 @@ from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.records.actions import ShipThresholds
 from runtime_edge.formats.records.head import Head, entropy, read_head
 from runtime_edge.policy.ship_gate import MostUncertain, ShipGate
-from runtime_server.adaptation.classifier import Classifier
+from runtime_server.adaptation.classifier import Classifier, norm_layers
 from runtime_server.adaptation.methods import ALONE, Blended, Cema, Joint, Method
 from runtime_server.adaptation.methods.adaptation_method import BATCH, LEARNING_RATE, MOMENTUM
 from runtime_server.adaptation.methods.eata import Eata, importance
@@ -67,9 +68,10 @@ SHARE = 0.44
 """Of the windows that `joint` is sent."""
 EVERYWHERE = ("unadapted", "joint")
 AT_TWO_SEVERITIES = ("teacher", "chance", "everything", "half", "cema", "tent", "eata", "sar", "oracle")
-AT_ONE_SEED = ("blended", "averaged")
-_JOINT = ("joint", "chance", "everything", "half", "blended")
+AT_ONE_SEED = ("blended", "averaged", "floor")
+_JOINT = ("joint", "chance", "everything", "half", "blended", "floor")
 _A_CLIP, _FISHER = 4, 256
+_FLOOR = "features.3"
 _SHIFTS = (-0.1, -0.05, 0.0, 0.05, 0.1)
 """Shares of a window by which `averaged` shifts its copies."""
 _AHEAD = 32
@@ -181,10 +183,9 @@ class AdaptBench:
             scores[place] = ahead[place]
             if method is None or not gate(float(entropy(ahead[place], "softmax"))):
                 continue
-            data = encoder.encode(windows[place], 2 * index, alone=True)
-            decoder = AudioStreamDecoder("opus", *self._timing)
-            waiting.append((decoder.decode(data, 2 * index)[0], int(self._truth[self._owners[place]])))
-            payload, shipped = payload + len(data), shipped + 1
+            sent, size = (windows[place], 0) if cell.arm == "floor" else self._opus(encoder, windows[place], 2 * index)
+            waiting.append((sent, int(self._truth[self._owners[place]])))
+            payload, shipped = payload + size, shipped + 1
             if len(waiting) == BATCH:
                 if isinstance(method, Oracle):
                     method.labels = torch.tensor([label for _, label in waiting])
@@ -232,7 +233,8 @@ class AdaptBench:
         if cell.arm == "oracle":
             return Oracle(student)
         if cell.arm in _JOINT:
-            joint = Joint(student, self._teacher(), torch.from_numpy(self._known), cell.seed)
+            teacher = self._student(cell) if cell.arm == "floor" else self._teacher()
+            joint = Joint(student, teacher, torch.from_numpy(self._known), cell.seed)
             return Blended(joint, student) if cell.arm == "blended" else joint
         if cell.arm == "cema":
             return Cema(student, self._teacher(), cell.seed)
@@ -241,6 +243,11 @@ class AdaptBench:
     def _student(self, cell: Cell) -> Classifier:
         if cell.arm == "averaged":
             return _Averaged(copy_module(self._larger.graph.module), self._teacher_head)
+        if cell.arm == "floor":
+            encoder = copy_module(self._encoder.graph.module)
+            names = norm_layers(encoder)
+            place = next(place for place, name in enumerate(names) if name.startswith(_FLOOR))
+            return Classifier(encoder, self._head, [name for name in names[place:] if not name.startswith(_FLOOR)])
         return self._teacher() if cell.arm == "teacher" else _classifier(self._encoder, self._head)
 
     def _teacher(self) -> Classifier:
@@ -256,6 +263,11 @@ class AdaptBench:
         if self._last[0] != cell:
             self.run(cell)
         return self._last[1]
+
+    def _opus(self, encoder: AudioStreamEncoder, window: Array, sequence: int) -> tuple[Array, int]:
+        """A window as the server hears it, and its bytes on the way."""
+        data = encoder.encode(window, sequence, alone=True)
+        return AudioStreamDecoder("opus", *self._timing).decode(data, sequence)[0], len(data)
 
     @property
     def _timing(self) -> tuple[int, int, int]:

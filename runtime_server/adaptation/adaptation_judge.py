@@ -52,19 +52,21 @@ class AdaptationJudge:
     compiled: CutModel
     larger: AlignedEncoder | None
     labelled: LabelledWindows | None
+    start: int = 0
+    """The cut that the device's windows come from; only audio can be asked the larger encoder about."""
 
     def objection(self, adapted: CutModel, windows: Tensor) -> str:
         """Why weights must not be sent; empty if they may.
 
         Args:
             adapted: the encoder as the device would run it.
-            windows: (n, samples) float32 of the device, which trained nothing.
+            windows: (n, ...) float32 of the device at `start`, which trained nothing.
         """
-        embeddings = embedded(adapted, windows)
+        embeddings = embedded(adapted, windows, self.start)
         if not torch.isfinite(embeddings).all():
             return "its embeddings are not finite"
-        after, before = self._answers(embeddings), self._answers(embedded(self.compiled, windows))
-        if self.larger is None:
+        after, before = self._answers(embeddings), self._answers(embedded(self.compiled, windows, self.start))
+        if self.larger is None or self.start:
             return _collapsed(before, after) or self._forgotten(adapted)
         with torch.inference_mode():
             told = self._answers(in_batches(lambda part: self._told(part), windows))
@@ -92,10 +94,10 @@ class AdaptationJudge:
         return np.asarray(self.head.logits(embeddings.numpy()).argmax(axis=1))
 
 
-def embedded(model: CutModel, windows: Tensor) -> Tensor:
-    """Embeddings (n, d) of windows (n, samples) float32."""
+def embedded(model: CutModel, windows: Tensor, start: int = 0) -> Tensor:
+    """Embeddings (n, d) of windows (n, samples) float32, or of activations (n, ...) at the cut `start`."""
     with torch.inference_mode():
-        return in_batches(lambda part: run_segments(model.segments, part), windows)
+        return in_batches(lambda part: run_segments(model.segments[start:], part), windows)
 
 
 def _collapsed(before: Places, after: Places) -> str:

@@ -9,11 +9,12 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from runtime_edge.formats.records.adaptation import Adaptation
+from runtime_edge.formats.wire import NO_MODEL
 from runtime_server.adaptation.adaptation_judge import GetLabelled
 from runtime_server.adaptation.alike import AlikeDevices
 from runtime_server.adaptation.known_adaptations import KnownAdaptations, fits
@@ -46,6 +47,16 @@ class AdaptConfig:
     """Whether batch norms keep their statistics, or also follow those of what is heard (`methods.blended`)."""
 
 
+class _Heard(NamedTuple):
+    """A window that waits."""
+
+    device: str
+    generation: int
+    window: Tensor
+    cut: int
+    model: int
+
+
 class AdaptationLoop:
     """Trains the recipients heard last. `hear` and `follow` may be called from any thread.
 
@@ -72,17 +83,25 @@ class AdaptationLoop:
         self._config, self._generations, self._known = config, generations, known
         self._make_method, self._labelled, self._clock = make_method, labelled, clock
         self._rest = 1.0 / share - 1.0
-        self._queue: queue.Queue[tuple[str, int, Tensor]] = queue.Queue(MAX_WAITING)
+        self._queue: queue.Queue[_Heard] = queue.Queue(MAX_WAITING)
         self._recipients: Mapping[str, Recipient] = {}
         self._students: OrderedDict[str, Student] = OrderedDict()
         self._counts: Counter[str] = Counter()
         self._alike = AlikeDevices()
         self._halt = threading.Event()
 
-    def hear(self, device: str, generation: int, window: Tensor) -> None:
-        """Take a window (1, samples) float32; it is dropped if too many are waiting."""
+    def hear(self, device: str, generation: int, window: Tensor, cut: int = 0, model: int = NO_MODEL) -> None:
+        """Take a window (1, samples) float32, or its activation (1, ...); it is dropped if too many are waiting.
+
+        Args:
+            device: sent it.
+            generation: the weights that it runs.
+            window: its content.
+            cut: of the bundle.
+            model: what the frame names as its maker.
+        """
         try:
-            self._queue.put_nowait((device, generation, window))
+            self._queue.put_nowait(_Heard(device, generation, window, cut, model))
         except queue.Full:
             self._counts["dropped"] += 1
 
@@ -106,26 +125,27 @@ class AdaptationLoop:
         """Train until `stop`; `offer` is called with each adaptation that is good enough."""
         while not self._halt.is_set():
             try:
-                device, number, window = self._queue.get(timeout=_IDLE_S)
+                heard = self._queue.get(timeout=_IDLE_S)
             except queue.Empty:
                 continue
             began = self._clock()
-            self._take(device, number, window, offer)
+            self._take(heard, offer)
             self._halt.wait((self._clock() - began) * self._rest)
 
     def stop(self) -> None:
         """Let the step in progress finish and end."""
         self._halt.set()
 
-    def _take(self, device: str, number: int, window: Tensor, offer: Offer) -> None:
-        recipient, generation = self._recipients.get(device), self._generations.get(number)
+    def _take(self, heard: _Heard, offer: Offer) -> None:
+        device, window, cut = heard.device, heard.window, heard.cut
+        recipient, generation = self._recipients.get(device), self._generations.get(heard.generation)
         if recipient is None or generation is None:
             self._counts["unused"] += 1
             return
-        if self._config.scope == "alike":
+        if self._config.scope == "alike" and cut == 0:
             self._alike.hear(device, recipient.target, window[0].numpy())
         try:
-            student = self._student(recipient, generation)
+            student = self._student(recipient, generation, cut) if self._trains(generation, heard) else None
             if student is None:
                 self._counts["unused"] += 1
                 return
@@ -138,28 +158,35 @@ class AdaptationLoop:
         if adaptation is not None:
             offer(recipient, adaptation)
 
-    def _student(self, recipient: Recipient, generation: Generation) -> Student | None:
-        """The student of a recipient; None for windows of an earlier generation than it learns from."""
-        key = recipient.key
+    def _trains(self, generation: Generation, heard: _Heard) -> bool:
+        """Whether there is something behind a window's cut, and nothing that was adapted in front of it."""
+        if heard.cut == 0:
+            return True
+        inside = heard.cut < len(generation.bundle.manifest.info.blocks)
+        return inside and self._known.is_compiled(generation, heard.model, heard.cut)
+
+    def _student(self, recipient: Recipient, generation: Generation, cut: int) -> Student | None:
+        """The student of a recipient; None for windows of an earlier generation or a later cut than it learns from."""
+        key, number = recipient.key, generation.number
         student = self._students.get(key)
-        if student is not None and student.generation.number > generation.number:
+        same = student is not None and student.generation.number == number and student.recipient == recipient
+        if student is not None and (student.generation.number > number or (same and student.start < cut)):
             return None
-        if student is None or student.generation.number < generation.number or student.recipient != recipient:
+        if student is None or not same or student.start > cut:
             self._drop(key)
-            student = self._students[key] = self._new(recipient, generation)
+            student = self._students[key] = self._new(recipient, generation, cut)
         self._students.move_to_end(key)
         while len(self._students) > self._config.devices:
             self._drop(next(iter(self._students)))
         return student
 
-    def _new(self, recipient: Recipient, generation: Generation) -> Student:
+    def _new(self, recipient: Recipient, generation: Generation, cut: int) -> Student:
         """A student that goes on from what its devices have, if that is for the same weights."""
         latest = self._known.latest(recipient.key)
         sent = latest.layers if latest is not None and fits(latest, generation) else ()
         labelled = self._labelled(recipient.head)
-        return Student(
-            recipient, generation, self._generations.graph, self._make_method, labelled, sent, self._config.least_s
-        )
+        least_s = self._config.least_s
+        return Student(recipient, generation, self._generations.graph, self._make_method, labelled, sent, least_s, cut)
 
     def _drop(self, key: str) -> None:
         """Forget a student, not what it has counted."""

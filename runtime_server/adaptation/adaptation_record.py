@@ -35,7 +35,7 @@ _RUNTIME = RuntimeOptions(providers=("cpu",))
 
 
 def make_adaptation(
-    generation: Generation, adapted: CutModel, layers: Sequence[AdaptedLayer], windows: Tensor
+    generation: Generation, adapted: CutModel, layers: Sequence[AdaptedLayer], windows: Tensor, start: int = 0
 ) -> Adaptation | None:
     """An adaptation of a generation, or None if no variant follows it.
 
@@ -43,14 +43,15 @@ def make_adaptation(
         generation: the compiled weights and their bundle.
         adapted: the same encoder with the layers in place.
         layers: what changes; with none, the adaptation takes an earlier one back.
-        windows: (n, samples) float32 of the device, for comparing variants with the float encoder.
+        windows: (n, ...) float32 of the device at the cut `start`, for comparing variants with the float encoder.
+        start: a cut of the bundle; 0 for audio.
 
     Raises what loading blocks raises.
     """
     draft = draft_adaptation(generation.bundle, layers, CREATED_BY)
     if not layers:
         return draft
-    found = dict(_self_tests(generation, adapted, draft, windows))
+    found = dict(_self_tests(generation, adapted, draft, windows, start))
     return msgspec.structs.replace(draft, self_tests=found) if found else None
 
 
@@ -78,15 +79,16 @@ def expected_of(prefix: Prefix) -> Expected:
 
 
 def _self_tests(
-    generation: Generation, adapted: CutModel, draft: Adaptation, windows: Tensor
+    generation: Generation, adapted: CutModel, draft: Adaptation, windows: Tensor, start: int
 ) -> Iterator[tuple[str, Expected]]:
     """The self-test of each variant that follows the layers."""
     bundle, samples = generation.bundle, windows.numpy()
-    wanted = [embedded(model, windows) for model in (generation.model, adapted)]
+    wanted = [embedded(model, windows, start) for model in (generation.model, adapted)]
     for variant in draft.self_tests:
         plain, changed = (Prefix(bundle, variant, _RUNTIME, adaptation=one) for one in (None, draft))
         before, after = (
-            _median_cosine(prefix, samples, expected) for prefix, expected in zip((plain, changed), wanted, strict=True)
+            _median_cosine(prefix, start, samples, expected)
+            for prefix, expected in zip((plain, changed), wanted, strict=True)
         )
         if not after >= before - MOST_COSINE_LOST:
             _LOG.warning("%s does not follow an adaptation: cosine %.3f, compiled %.3f", variant, after, before)
@@ -94,7 +96,13 @@ def _self_tests(
         yield variant, expected_of(changed)
 
 
-def _median_cosine(prefix: Prefix, windows: npt.NDArray[np.float32], expected: Tensor) -> float:
-    """Between what a device computes of windows (n, samples) and embeddings (n, d)."""
-    found = torch.from_numpy(np.stack([prefix.embed(window) for window in windows]))
+def _median_cosine(prefix: Prefix, start: int, windows: npt.NDArray[np.float32], expected: Tensor) -> float:
+    """Between what a device computes of activations (n, ...) at a cut, and embeddings (n, d)."""
+
+    def embed(window: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        prefix.resume(start, window[None])
+        embedding: npt.NDArray[np.float32] = prefix.advance(prefix.last_cut)[0].copy()
+        return embedding
+
+    found = torch.from_numpy(np.stack([embed(window) for window in windows]))
     return float(functional.cosine_similarity(found, expected, dim=1).median())

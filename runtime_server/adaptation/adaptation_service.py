@@ -22,6 +22,7 @@ from runtime_edge.errors import LinkError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.records.adaptation import Adaptation
 from runtime_edge.formats.records.head import Head
+from runtime_edge.formats.wire import NO_MODEL
 from runtime_server.adaptation.adaptation_loop import AdaptationLoop, AdaptConfig
 from runtime_server.adaptation.known_adaptations import KnownAdaptations, fits
 from runtime_server.adaptation.recipient import Recipient, find_recipient, together
@@ -67,9 +68,9 @@ class AdaptationService:
         self._waits: list[str] = []
         self._recipients: dict[str, Recipient] = {}
 
-    def hear(self, device: str, generation: int, window: Tensor) -> None:
-        """Take a new window (1, samples) float32 of a device. From any thread; never waits."""
-        self._loop.hear(device, generation, window)
+    def hear(self, device: str, generation: int, window: Tensor, cut: int = 0, model: int = NO_MODEL) -> None:
+        """Take a new window of a device, as `AdaptationLoop.hear` does. From any thread; never waits."""
+        self._loop.hear(device, generation, window, cut, model)
 
     async def run(self) -> None:
         """Run until cancelled."""

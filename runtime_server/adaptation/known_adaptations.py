@@ -27,6 +27,7 @@ from runtime_edge.formats import strict, subjects
 from runtime_edge.formats.model_id import model_digest
 from runtime_edge.formats.records.adaptation import MAX_ADAPTATION_BYTES, Adaptation
 from runtime_edge.formats.strict import Name, Strict
+from runtime_edge.formats.wire import NO_MODEL
 from runtime_server.adaptation.norm_changes import adapted_tensors
 from runtime_server.suffix.generations import Generation, Generations
 
@@ -91,6 +92,15 @@ class KnownAdaptations:
         with self._lock:
             keys = self._by_number.get(number, {})
         return any(key.partition(".")[0] in (device, subjects.ALL_DEVICES) for key in keys)
+
+    def is_compiled(self, generation: Generation, number: int, cut: int) -> bool:
+        """Whether a device that names this model in its frames runs the compiled blocks in front of a cut."""
+        if number in (NO_MODEL, generation.model_number):
+            return True
+        with self._lock:
+            adaptation = next(iter(self._by_number.get(number, {}).values()), None)
+        before = generation.bundle.manifest.info.blocks[:cut]
+        return adaptation is not None and not any(layer.block in before for layer in adaptation.layers)
 
     def served(self, generation: Generation, number: int) -> Generation | None:
         """The generation with the weights of an adaptation; None if there is none of this number for it."""

@@ -25,8 +25,8 @@ _MAX_SHIFT = float(np.finfo(np.float16).max)
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 
-def layer_blocks(bundle: Bundle, segments: Sequence[fx.GraphModule]) -> dict[str, str]:
-    """The block of each layer that can be adapted: its file says where it is, and it runs in no other block.
+def layer_blocks(bundle: Bundle, segments: Sequence[fx.GraphModule], start: int = 0) -> dict[str, str]:
+    """The block of each layer behind a cut that can be adapted: its file says where it is, and no other block has it.
 
     Raises BundleError or BackendError for a bundle without such files.
     """
@@ -38,7 +38,8 @@ def layer_blocks(bundle: Bundle, segments: Sequence[fx.GraphModule]) -> dict[str
             several |= {name} & found.keys()
             if name in noted and segment.get_parameter(f"{name}.weight").dim() == 1:
                 found[name] = block
-    return {name: block for name, block in found.items() if name not in several}
+    behind = bundle.manifest.info.blocks[start:]
+    return {name: block for name, block in found.items() if name not in several and block in behind}
 
 
 class NormChanges:

@@ -17,7 +17,7 @@ from runtime_server.adaptation.methods import Method
 from runtime_server.adaptation.methods.adaptation_method import BATCH
 from runtime_server.adaptation.norm_changes import NormChanges, adapted_tensors, layer_blocks
 from runtime_server.adaptation.recipient import Recipient
-from runtime_server.adaptation.trained_encoders import TrainedEncoder
+from runtime_server.adaptation.trained_encoders import TrainedEncoder, served_encoder
 from runtime_server.suffix.generations import CutModel, Generation, cut_model
 from streamsplit_compile.encoder.graph import EncoderGraph
 
@@ -29,8 +29,8 @@ LEAST_JUDGES, MAX_JUDGES = 16, 64
 _CHECKED = 16
 """Of these, how many each variant is compared with the float encoder on."""
 
-MakeMethod = Callable[[Generation, Recipient, Classifier, LabelledWindows | None], Method]
-"""Makes the method that moves a classifier's layers. The labelled windows are sounds that it should not forget."""
+MakeMethod = Callable[[Generation, Recipient, Classifier, LabelledWindows | None, int], Method]
+"""Makes the method that moves a classifier's layers, behind a cut. It should not forget the labelled sounds."""
 
 
 class Student:
@@ -44,6 +44,8 @@ class Student:
         labelled: sounds with known labels, which judge.
         sent: the layers that its devices have now.
         least_s: the shortest time between two attempts, s.
+        start: the cut of the bundle at which its devices send; the layers behind it are trained. Without such layers
+            windows are counted and nothing else happens.
     """
 
     def __init__(
@@ -55,16 +57,18 @@ class Student:
         labelled: LabelledWindows | None,
         sent: Sequence[AdaptedLayer],
         least_s: float,
+        start: int = 0,
     ) -> None:
-        self.recipient, self.generation = recipient, generation
+        self.recipient, self.generation, self.start = recipient, generation, start
         self.counts: Counter[str] = Counter()
         """Windows by use, and attempts by outcome."""
         self._graph, self._make_method, self._labelled, self._least_s = encoder, make_method, labelled, least_s
-        trained = TrainedEncoder(EncoderGraph(generation.model.module, encoder.candidates, encoder.dynamic_batch))
-        blocks = layer_blocks(generation.bundle, generation.model.segments)
+        trained = served_encoder(generation, encoder, start)
+        blocks = layer_blocks(generation.bundle, generation.model.segments, start)
+        self._idle = not blocks
         self._changes = NormChanges(trained, blocks, TrainedEncoder.LAYERS)
         self._classifier = Classifier(trained, recipient.head, [TrainedEncoder.LAYERS + name for name in blocks])
-        self._judge = AdaptationJudge(recipient.head, generation.model, generation.larger, labelled)
+        self._judge = AdaptationJudge(recipient.head, generation.model, generation.larger, labelled, start)
         self._waiting: list[Tensor] = []
         self._judges: deque[Tensor] = deque(maxlen=MAX_JUDGES)
         self._heard = self._steps = 0
@@ -73,7 +77,10 @@ class Student:
         self._reset(self._sent)
 
     def hear(self, window: Tensor) -> None:
-        """Take a window (1, samples) float32; every 32nd of those that train is followed by a step."""
+        """Take a window (1, ...) float32 at its cut; every 32nd of those that train is followed by a step."""
+        if self._idle:
+            self.counts["unused"] += 1
+            return
         self._heard += 1
         if self._heard % HELD_OUT == 0:
             self._judges.append(window[0].half())
@@ -118,7 +125,7 @@ class Student:
         return self._send(self.generation.model, (), windows)
 
     def _send(self, adapted: CutModel, layers: Sequence[AdaptedLayer], windows: Tensor) -> Adaptation | None:
-        made = make_adaptation(self.generation, adapted, layers, windows[-_CHECKED:])
+        made = make_adaptation(self.generation, adapted, layers, windows[-_CHECKED:], self.start)
         if made is None:
             self.counts["refused"] += 1
             _LOG.warning("adaptation for %s is not sent: no compiled variant follows it", self.recipient.key)
@@ -134,6 +141,8 @@ class Student:
 
     def _reset(self, layers: Sequence[AdaptedLayer]) -> None:
         """Go on from these layers, with a new method, which takes the compiled ones for where everything began."""
+        if self._idle:
+            return
         self._changes.load(())
-        self._method = self._make_method(self.generation, self.recipient, self._classifier, self._labelled)
+        self._method = self._make_method(self.generation, self.recipient, self._classifier, self._labelled, self.start)
         self._changes.load(layers)

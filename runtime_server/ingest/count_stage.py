@@ -16,14 +16,16 @@ from runtime_server.suffix.generations import Generations
 from runtime_server.training.mixtures import Mixtures
 from runtime_server.training.trainer import Trainer
 
-Hear = Callable[[str, int, Tensor], None]
-"""Gets the name of a device, its generation and a window (1, samples) float32; it must not wait."""
+Hear = Callable[[str, int, Tensor, int, int], None]
+"""Gets the name of a device, its generation, a window (1, ...) float32 at its cut, the cut and the model that the frame
+names; it must not wait.
+"""
 
 
 class CountStage:
     """Owns the counting thread and the devices' mixtures; nothing else adds to the ledger.
 
-    `hear` gets each new window that arrived as audio.
+    `hear` gets each new window that a device has not completed itself.
     """
 
     def __init__(
@@ -82,8 +84,8 @@ class CountStage:
     def _learn(self, arrival: Arrival, activation: Tensor, in_range: bool) -> None:
         """Pass a new window, (rows, ...) at its cut, to those who learn from it."""
         header = arrival.header
-        if self._hear is not None and header.cut == 0 and in_range:
-            self._hear(arrival.device, header.generation, activation)
+        if self._hear is not None and in_range and len(activation) == 1:
+            self._hear(arrival.device, header.generation, activation, header.cut, header.model)
         generation = self._generations.get(header.generation)
         if self._trainer is not None and (generation is None or generation.trains_on(header)):
             self._trainer.add(arrival.window(activation, in_range))

@@ -6,7 +6,7 @@ import torch
 class Nudge:
     """Moves every shift a little, by the loudness of what is heard."""
 
-    def __init__(self, generation, recipient, classifier, labelled):
+    def __init__(self, generation, recipient, classifier, labelled, start):
         self._classifier = classifier
 
     def update(self, windows):

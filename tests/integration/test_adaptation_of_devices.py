@@ -158,6 +158,28 @@ def test_what_the_adapted_device_sends_is_completed_with_its_weights_after_a_res
     assert "foreign" not in server.status()["counters"]
 
 
+def test_a_device_that_never_sends_audio_is_adapted_behind_its_privacy_floor(adapting, bundle, tmp_path):
+    server = adapting("--adapt", "tent", "--adapt-least-s", "3600")
+    server.put_table(harness.always(bundle, "rpi4", "one"))
+    source = harness.write_wav(tmp_path / "audio.wav", 40.0, seed=43)
+    device = harness.Device(tmp_path, server, "pi-1", source, "--min-cut", "one")
+    try:
+        harness.until(lambda: server.status()["adaptation"]["sent"] > 0, "an adaptation")
+        device.finish()
+    finally:
+        device.process.signal(9)
+    adaptation = adaptation_of(server, "pi-1.rpi4")
+    assert {layer.name for layer in adaptation.layers} == {"two.1"}
+    moved = adaptation.layers[0].arrays()[1]
+    assert np.abs(moved).max() > 1e-3, "there was something to find"
+    headers = [header for frame in server.frames_of("pi-1") for header, _ in decode_frame(frame)]
+    assert {header.cut for header in headers} == {2}, "log_mel, one"
+    assert headers[-1].model == adaptation.number
+    results = device.results()
+    check(results[-10:], source, adaptation)
+    assert "foreign" not in server.status()["counters"]
+
+
 def check(results, source, adaptation):
     """The results are those of the adapted encoder, and not of the compiled one."""
     windows = harness.windows_of(source)

@@ -141,3 +141,42 @@ def test_what_cannot_be_trained_on_starts_over_and_ends_nothing(loop_of, adaptab
             loop.hear("pi-2", 1, window)
         until(lambda: offered, "pi-2's")
     assert "adaptation for pi-1.rpi4 starts over" in caplog.text
+
+
+def test_without_audio_what_is_behind_the_earliest_cut_is_trained(loop_of, adaptable, many, adaptable_bundle):
+    loop, segments = loop_of(adaptable), adaptable.newest.model.segments
+    with torch.no_grad():
+        first = segments[0](many[:, 0]).unsqueeze(1)
+        second = segments[1](first[:, 0]).unsqueeze(1)
+    with running(loop) as offered:
+        for window in second[:40]:
+            loop.hear("pi-1", 1, window, 2)
+        for window in first[:128]:
+            loop.hear("pi-1", 1, window, 1)
+        until(lambda: offered, "one from the earlier cut")
+        before = used(loop), loop.counts["unused"]
+        for place in range(4):
+            loop.hear("pi-1", 1, second[place], 2)
+        loop.hear("pi-1", 1, torch.zeros(1, 6), len(segments))
+        until(lambda: loop.counts["unused"] == before[1] + 5, "later cuts train nothing then")
+        assert used(loop) == before[0]
+        loop.hear("pi-1", 1, many[0])
+        until(lambda: sum(loop.counts[use] for use in ("training", "judging", "unused")) >= before[0], "audio")
+    for _, adaptation in offered:
+        assert {layer.block for layer in adaptation.layers} <= set(adaptable_bundle.manifest.info.blocks[1:])
+
+
+def test_what_an_adapted_prefix_made_trains_nothing(loop_of, adaptable, many, tiny_encoder, adaptable_bundle):
+    loop = loop_of(adaptable)
+    _, everywhere = adapt(tiny_encoder.graph.module, adaptable_bundle)
+    behind = msgspec.structs.replace(everywhere, layers=everywhere.layers[1:])
+    for adaptation in (everywhere, behind):
+        loop.known.add("pi-1.rpi4", adaptation)
+    with torch.no_grad():
+        first = adaptable.newest.model.segments[0](many[:, 0]).unsqueeze(1)
+    with running(loop):
+        for adaptation in (everywhere, behind):
+            for window in first[:40]:
+                loop.hear("pi-1", 1, window, 1, adaptation.number)
+        until(lambda: used(loop) == 32 + 5, "the second ran the compiled stem")
+    assert loop.counts["unused"] == 40

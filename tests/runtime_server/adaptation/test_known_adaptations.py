@@ -6,6 +6,7 @@ import pytest
 import torch
 from adapting import adapt
 
+from runtime_edge.formats.wire import NO_MODEL
 from runtime_server.adaptation.known_adaptations import KEPT, KnownAdaptations, fits
 
 
@@ -98,3 +99,19 @@ def test_recipients_beyond_a_number_are_forgotten_with_their_files(known, adapta
         "pi-1.rpi4.json",
         "pi-3.rpi4.json",
     ]
+
+
+def test_the_blocks_in_front_of_the_first_adapted_layer_are_as_compiled(known, adaptable, adaptations):
+    everywhere = adaptations()[1]
+    behind = msgspec.structs.replace(everywhere, layers=everywhere.layers[1:])
+    known.add("pi-1.rpi4", everywhere)
+    known.add("pi-2.rpi4", behind)
+    generation = adaptable.newest
+
+    def found(number):
+        return [known.is_compiled(generation, number, cut) for cut in range(4)]
+
+    assert found(NO_MODEL) == found(generation.model_number) == [True] * 4
+    assert found(everywhere.number) == [True, False, False, False]
+    assert found(behind.number) == [True, True, False, False]
+    assert found(7) == [False] * 4, "of which nothing is known"

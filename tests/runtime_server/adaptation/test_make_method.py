@@ -18,7 +18,7 @@ from runtime_server.suffix.generations import copy_module
 def test_a_method_moves_the_layers(name, kind, taught, larger, recipient, tiny_encoder, windows):
     classifier = Classifier(copy_module(tiny_encoder.graph.module), recipient.head)
     before = {name: value.detach().clone() for name, value in classifier.adaptable().items()}
-    method = method_maker(name, larger, 0)(taught.newest, recipient, classifier, None)
+    method = method_maker(name, larger, 0)(taught.newest, recipient, classifier, None, 0)
     assert type(method) is kind
     for _ in range(3):
         method.update(windows)
@@ -28,7 +28,7 @@ def test_a_method_moves_the_layers(name, kind, taught, larger, recipient, tiny_e
 def test_eata_takes_known_sounds_to_find_out_what_must_not_move(taught, recipient, tiny_encoder, windows):
     known = LabelledWindows(windows.numpy(), np.zeros(len(windows), np.int64))
     classifier = Classifier(copy_module(tiny_encoder.graph.module), recipient.head)
-    method = method_maker("eata", None, 0)(taught.newest, recipient, classifier, known)
+    method = method_maker("eata", None, 0)(taught.newest, recipient, classifier, known, 0)
     matters = importance(Classifier(copy_module(tiny_encoder.graph.module), recipient.head), windows)
     alone = Classifier(copy_module(tiny_encoder.graph.module), recipient.head)
     reference = Eata(alone, matters=matters)

@@ -10,6 +10,7 @@ from runtime_edge.inference.prefix import Prefix
 from runtime_server.adaptation.adaptation_judge import LabelledWindows
 from runtime_server.adaptation.make_method import method_maker
 from runtime_server.adaptation.student import HELD_OUT, LEAST_JUDGES, Student
+from streamsplit_compile.encoder.segment import run_segments
 
 ENOUGH = HELD_OUT * LEAST_JUDGES
 
@@ -35,14 +36,14 @@ def noise(value):
 def student(taught, tiny_encoder, recipient):
     """`student(by, sent)`: moved by `by` with every step; `student.given` is what trains it. `known`: some sounds."""
 
-    def make(by, sent=(), known=None):
+    def make(by, sent=(), known=None, start=0):
         given, made = [], []
 
-        def method(generation, whose, classifier, labelled):
+        def method(generation, whose, classifier, labelled, start):
             made.append((generation.number, whose))
             return Moving(classifier, by, given)
 
-        new = Student(recipient, taught.newest, tiny_encoder.graph, method, known, sent, 60.0)
+        new = Student(recipient, taught.newest, tiny_encoder.graph, method, known, sent, 60.0, start)
         new.given, new.made = given, made
         return new
 
@@ -140,7 +141,7 @@ def test_a_method_begins_at_the_compiled_layers_and_trains_from_those_that_devic
     sent, began, trained = adapt(tiny_encoder.graph.module, adaptable_bundle)[1].layers, [], []
 
     class Noting:
-        def __init__(self, generation, whose, classifier, labelled):
+        def __init__(self, generation, whose, classifier, labelled, start):
             self.classifier = classifier
             began.append(self.weight())
 
@@ -157,13 +158,41 @@ def test_a_method_begins_at_the_compiled_layers_and_trains_from_those_that_devic
     np.testing.assert_allclose(trained, [compiled * sent[0].arrays()[0]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["cema", "joint"])
-def test_a_taught_method_trains_and_sends(name, taught, larger, tiny_encoder, recipient, many, adaptable_bundle):
+@pytest.mark.parametrize(("name", "start"), [("cema", 0), ("joint", 0), ("joint", 1)])
+def test_a_taught_method_trains_and_sends(name, start, taught, larger, tiny_encoder, recipient, many, adaptable_bundle):
     make = method_maker(name, larger, 0)
-    one = Student(recipient, taught.newest, tiny_encoder.graph, make, None, (), 0.0)
-    found = heard(one, many)
+    one = Student(recipient, taught.newest, tiny_encoder.graph, make, None, (), 0.0, start)
+    found = heard(one, at_cut(taught, start, many))
     assert found
     assert one.counts["training"] == 448
     for adaptation in found.values():
         adaptation.check_fits(adaptable_bundle.manifest, "onnx-fp32", "test")
         Prefix(adaptable_bundle, "onnx-fp32", adaptation=adaptation).self_test()
+
+
+def at_cut(generations, cut, windows):
+    """What devices send at a cut."""
+    with torch.no_grad():
+        return run_segments(generations.newest.model.segments[:cut], windows) if cut else windows
+
+
+def test_of_a_device_that_sends_no_audio_what_is_behind_its_cut_is_trained(student, taught, many, adaptable_bundle):
+    activations = at_cut(taught, 1, many[:128])
+    one = student(lambda value: 0.01, start=1)
+    (found,) = heard(one, activations).values()
+    training = torch.arange(128) % HELD_OUT != HELD_OUT - 1
+    torch.testing.assert_close(torch.cat(one.given), activations[training][:96], rtol=0, atol=0)
+    assert {layer.name for layer in found.layers} == {"down.1", "residual.bn"}
+    assert {layer.block for layer in found.layers} <= set(adaptable_bundle.manifest.info.blocks[1:])
+    for layer in found.layers:
+        scale, shift = layer.arrays()
+        np.testing.assert_array_equal(scale, 1)
+        np.testing.assert_allclose(shift, 0.03, rtol=1e-3, err_msg="three steps")
+    assert set(found.self_tests) == {"onnx-fp32", "onnx-fp16", "onnx-int8"}
+    Prefix(adaptable_bundle, "onnx-fp32", adaptation=found).self_test()
+
+
+def test_where_nothing_can_be_adapted_behind_a_cut_windows_are_counted(taught, tiny_encoder, recipient, many):
+    one = Student(recipient, taught.newest, tiny_encoder.graph, method_maker("tent", None, 0), None, (), 0.0, 3)
+    assert not heard(one, at_cut(taught, 3, many[:40]))
+    assert one.counts == {"unused": 40}
