@@ -164,8 +164,8 @@ class AdaptBench:
         self._truth = np.array([self._head.labels.index(clip.labels[0]) for clip, _ in judged])
         fitted = windows_of(known, self._front_end, 1, GATE_DB)
         self._known = fitted.embeddings
-        self._last: tuple[Cell | None, float] = None, 0.0
-        """The cell that was played last, and the share of its windows that were sent."""
+        self.shares: dict[Cell, float] = {}
+        """The share of the windows that cells have sent, so that none is played only to find that out."""
         embeddings = in_batches(whole(self._larger.graph), torch.from_numpy(fitted.embeddings)).numpy()
         self._teacher_head = fit_head(replace(fitted, embeddings=embeddings), self._larger.id, "tools.bench_adapt")
 
@@ -196,7 +196,7 @@ class AdaptBench:
         clean = [_answers(student, self._windows, every[start : start + _AHEAD]) for start in every[::_AHEAD]]
         still = np.array([answer for part in clean for answer in part.values()], np.float64)
         right, kept = (right_clips(one, self._owners, self._truth) for one in (scores, still))
-        self._last = cell, shipped / len(places)
+        self.shares[cell] = shipped / len(places)
         return Ran(right, kept, shipped / len(places), payload, updates, len(places))
 
     def _stream(self, cell: Cell) -> tuple[list[int], Array]:
@@ -259,10 +259,10 @@ class AdaptBench:
         return importance(_classifier(self._encoder, self._head), windows)
 
     def _share(self, cell: Cell) -> float:
-        """The share of windows that a cell sends; played only if it was not played just before."""
-        if self._last[0] != cell:
+        """The share of windows that a cell sends, which is played if it is not known."""
+        if cell not in self.shares:
             self.run(cell)
-        return self._last[1]
+        return self.shares[cell]
 
     def _opus(self, encoder: AudioStreamEncoder, window: Array, sequence: int) -> tuple[Array, int]:
         """A window as the server hears it, and its bytes on the way."""
@@ -323,6 +323,7 @@ def measured(
 ) -> Iterator[str]:
     """Do the runs that are neither kept nor published yet until the hours are over; yields a line for each."""
     known, until = kept_lines(published, kept), time.monotonic() + 3600 * hours
+    bench.shares.update({cell: run_of(line)["shipped"] for cell, line in known.items()})
     for cell in wanted:
         if cell in known or time.monotonic() > until:
             continue

@@ -25,13 +25,14 @@ def test_what_is_kept_is_not_measured_again(tmp_path):
         asked.append(cell)
         return Ran(np.array([True, False]), np.array([True, True]), 0.4, 1000, 3, 60)
 
-    bench, kept, wanted = SimpleNamespace(run=run), tmp_path / "kept" / "runs.jsonl", cells()[:3]
+    bench, kept, wanted = SimpleNamespace(run=run, shares={}), tmp_path / "kept" / "runs.jsonl", cells()[:3]
     none = tmp_path / "none.jsonl"
     told = list(measured(bench, wanted[:2], kept, 1.0, none))
     assert "right 0.5000, clean after 1.0000, shipped 0.40" in told[0]
     list(measured(bench, wanted, kept, 1.0, none))
     assert asked == wanted
     assert list(kept_lines(kept)) == wanted
+    assert bench.shares == dict.fromkeys(wanted[:2], 0.4), "and need not be played to find their share"
     again = run_of(kept_lines(kept)[wanted[0]])
     assert (again["right"].tolist(), again["clean"].tolist()) == ([1, 0], [1, 1])
     assert list(measured(bench, cells(), kept, 0.0, none)) == []
