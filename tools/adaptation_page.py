@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tools.corruptions import CHANGES
 _ARMS = ("chance", "half", "everything", "blended", "floor", "cema", "tent", "eata", "sar", "oracle")
 _COLOURS = {PLAIN: "#8d99ae", OURS: "#0b7189"}
 _LATEST = 60
+PROCESSES = DOCS / "adaptation-processes.json"
 UPDATE_BYTES = 20_000
 """About what an adaptation takes (docs/adaptation.md)."""
 
@@ -56,8 +58,37 @@ def write_page(runs: Sequence[Run], planned: int, page: Path = DOCS / "adaptatio
         "",
         *_compared(runs),
         "",
+        *_by_processes(page.with_name(PROCESSES.name)),
     ]
     page.write_text("\n".join(lines))
+
+
+def _by_processes(file: Path) -> list[str]:
+    """What a real server and device made of some of the streams (`tools.bench_adapt_processes`)."""
+    if not file.exists():
+        return []
+    rows = [
+        "| stream | arm | processes | library | clips alike | sent | by the library | adaptations | lost |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for one in json.loads(file.read_text()):
+        cell, adaptation = one["cell"], one["adaptation"] or {}
+        rows.append(
+            f"| {cell['kind']} {cell['severity']}, {cell['order']}, seed {cell['seed']} | {cell['arm']} "
+            f"| {100 * one['processes']:.1f} % | {100 * one['library']:.1f} % | {100 * one['same']:.1f} % "
+            f"| {100 * one['sent']:.0f} % | {100 * one['library_sent']:.0f} % | {adaptation.get('sent', 0)} "
+            f"| {one['lost']} of {one['windows']} |"
+        )
+    return [
+        "## By real processes",
+        "",
+        "The same streams, by `ssc server run --adapt joint` and `ssc edge run --cascade 0.44`, at eight times real",
+        "time (`python -m tools.bench_adapt_processes`). There every eighth window judges and trains nothing, an",
+        "adaptation has to pass the judge, and it arrives while the stream goes on.",
+        "",
+        *rows,
+        "",
+    ]
 
 
 def _table(runs: Sequence[Run], kinds: Sequence[str]) -> list[str]:

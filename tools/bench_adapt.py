@@ -67,7 +67,7 @@ ORDERS = ("shuffled", "runs")
 SHARE = 0.44
 """Of the windows that `joint` is sent."""
 EVERYWHERE = ("unadapted", "joint")
-AT_TWO_SEVERITIES = ("teacher", "chance", "everything", "half", "cema", "tent", "eata", "sar", "oracle")
+AT_TWO_SEVERITIES = ("chance", "half", "teacher", "tent", "oracle", "eata", "sar", "everything", "cema")
 AT_ONE_SEED = ("blended", "averaged", "floor")
 _JOINT = ("joint", "chance", "everything", "half", "blended", "floor")
 _A_CLIP, _FISHER = 4, 256
@@ -96,14 +96,15 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """All cells, those with all arms first."""
+    """All cells, arm by arm."""
     streams = [(kind, order, seed) for seed in SEEDS for order in ORDERS for kind in CORRUPTIONS]
     both = [Cell(kind, severity, order, seed, arm) for severity in (3, 5) for kind, order, seed in streams
             for arm in (*EVERYWHERE, *AT_TWO_SEVERITIES, *(AT_ONE_SEED if seed == 0 else ()))]  # fmt: skip
     rest = [Cell(kind, severity, order, seed, arm) for severity in SEVERITIES if severity not in (3, 5)
             for kind, order, seed in streams for arm in EVERYWHERE]  # fmt: skip
     changing = [Cell(CHANGING, 4, "shuffled", seed, arm) for seed in SEEDS for arm in EVERYWHERE]
-    return both + changing + rest
+    arms = (*EVERYWHERE, *AT_TWO_SEVERITIES, *AT_ONE_SEED)
+    return sorted(both + changing + rest, key=lambda cell: arms.index(cell.arm))
 
 
 class Oracle:
@@ -160,8 +161,8 @@ class AdaptBench:
         judged, known = split_clips(audio)
         judged = judged[:: -(-len(judged) // most)] if most else judged
         heard = windows_of([clip for clip, _ in judged], self._front_end, _A_CLIP, GATE_DB)
-        self._windows, self._owners = heard.embeddings, heard.groups
-        self._truth = np.array([self._head.labels.index(clip.labels[0]) for clip, _ in judged])
+        self._windows, self.owners = heard.embeddings, heard.groups
+        self.truth = np.array([self._head.labels.index(clip.labels[0]) for clip, _ in judged])
         fitted = windows_of(known, self._front_end, 1, GATE_DB)
         self._known = fitted.embeddings
         self.shares: dict[Cell, float] = {}
@@ -172,7 +173,7 @@ class AdaptBench:
     def run(self, cell: Cell) -> Ran:
         """Play one cell."""
         student = self._student(cell)
-        places, windows = self._stream(cell)
+        places, windows = self.stream(cell)
         gate, method = self._gate(cell), self._method(cell, student)
         scores = np.zeros((len(self._windows), len(self._head.labels)))
         encoder, waiting, payload, shipped, updates = self._wire(), list[tuple[Array, int]](), 0, 0, 0
@@ -184,7 +185,7 @@ class AdaptBench:
             if method is None or not gate(float(entropy(ahead[place], "softmax"))):
                 continue
             sent, size = (windows[place], 0) if cell.arm == "floor" else self._opus(encoder, windows[place], 2 * index)
-            waiting.append((sent, int(self._truth[self._owners[place]])))
+            waiting.append((sent, int(self.truth[self.owners[place]])))
             payload, shipped = payload + size, shipped + 1
             if len(waiting) == BATCH:
                 if isinstance(method, Oracle):
@@ -195,21 +196,21 @@ class AdaptBench:
         every = range(len(self._windows))
         clean = [_answers(student, self._windows, every[start : start + _AHEAD]) for start in every[::_AHEAD]]
         still = np.array([answer for part in clean for answer in part.values()], np.float64)
-        right, kept = (right_clips(one, self._owners, self._truth) for one in (scores, still))
+        right, kept = (right_clips(one, self.owners, self.truth) for one in (scores, still))
         self.shares[cell] = shipped / len(places)
         return Ran(right, kept, shipped / len(places), payload, updates, len(places))
 
-    def _stream(self, cell: Cell) -> tuple[list[int], Array]:
-        """The order of the windows, clip by clip, and the windows as they are heard."""
+    def stream(self, cell: Cell) -> tuple[list[int], Array]:
+        """The order of the windows, clip by clip, and the windows (n, samples) as they are heard."""
         random = np.random.default_rng(cell.seed)
-        clips = random.permutation(np.unique(self._owners))
+        clips = random.permutation(np.unique(self.owners))
         if cell.order == "runs":
-            clips = clips[np.argsort(random.permutation(len(self._head.labels))[self._truth[clips]], kind="stable")]
-        places = [int(place) for clip in clips for place in np.flatnonzero(self._owners == clip)]
+            clips = clips[np.argsort(random.permutation(len(self._head.labels))[self.truth[clips]], kind="stable")]
+        places = [int(place) for clip in clips for place in np.flatnonzero(self.owners == clip)]
         heard_through = changes(len(clips)) if cell.kind == CHANGING else [cell.kind] * len(clips)
         kinds = dict(zip(clips.tolist(), heard_through, strict=True))
         heard = self._windows.copy()
-        for place, owner in enumerate(self._owners.tolist()):
+        for place, owner in enumerate(self.owners.tolist()):
             if kind := kinds[owner]:
                 heard[place] = CORRUPTIONS[kind](heard[place], cell.severity, 10_000 * cell.seed + place)
         return places, heard

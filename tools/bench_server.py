@@ -71,12 +71,12 @@ class ServerProcess:
 
     def __init__(
         self, directory: Path, encoder: Path, bundle: Path, root: Path | None = None, python: Path | None = None,
-        options: Sequence[object] = (),
+        options: Sequence[object] = (), ready_s: float = _READY_S,
     ) -> None:  # fmt: skip
         self.port = free_port()
         self.url, self.log = f"nats://127.0.0.1:{self.port}", directory / "server.log"
         run = ["-m", "runtime_server", encoder, bundle, "--state", directory / "server", "--port", self.port]
-        self._root = root
+        self._root, self._ready_s = root, ready_s
         self._env = {**os.environ, "OMP_NUM_THREADS": "1", **({"PYTHONPATH": str(root)} if root else {})}
         self._command = list(
             map(str, [python or sys.executable, *run, "--no-training", "--threads", 1, "--max-rate", 10_000, *options])
@@ -96,7 +96,7 @@ class ServerProcess:
             process.wait(_DRAIN_S)
 
     async def _ready(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + _READY_S
+        deadline = time.monotonic() + self._ready_s
         while True:
             hub = Hub(self.url, "bench")
             with contextlib.suppress(LinkError):

@@ -1,5 +1,7 @@
 """What the runs of adaptation say, against SciPy's bootstrap and by hand."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -79,6 +81,18 @@ def test_the_page_has_a_row_for_each_corruption_and_severity_and_a_picture(tmp_p
     assert "| 40 % | 50 B | 667 B |" in text, "3000 bytes up and two updates down, for 60 windows"
     assert "| everything | 2 | +30.0 (" in text
     assert (tmp_path / "adaptation-gains.svg").read_text().startswith("<?xml")
+
+
+def test_what_real_processes_made_of_a_stream_has_a_row(tmp_path):
+    write_page(some_runs(), 100, tmp_path / "page.md")
+    assert "By real processes" not in (tmp_path / "page.md").read_text()
+    cell = {"kind": "room", "severity": 3, "order": "shuffled", "seed": 0, "arm": "joint"}
+    shares = {"processes": 0.75, "library": 0.8, "same": 0.9, "sent": 0.43, "library_sent": 0.44}
+    one = {"cell": cell, "windows": 60, "lost": 0, "adaptation": {"sent": 7}, **shares}
+    (tmp_path / "adaptation-processes.json").write_text(json.dumps([one]))
+    write_page(some_runs(), 100, tmp_path / "page.md")
+    row = "| room 3, shuffled, seed 0 | joint | 75.0 % | 80.0 % | 90.0 % | 43 % | 44 % | 7 | 0 of 60 |"
+    assert row in (tmp_path / "page.md").read_text()
 
 
 def test_a_stream_that_changes_is_drawn_along_its_clips_and_has_no_row(tmp_path):
