@@ -65,6 +65,16 @@ def differences(mine: Streams, other: Streams, what: str = "right") -> Points:
     return 100.0 * np.array(rows, dtype=np.float64) if rows else np.empty((0, 0))
 
 
+def late_differences(mine: Streams, other: Streams) -> Points:
+    """The same over the last quarter of each shuffled stream, (1, clips of all streams)."""
+    found = []
+    for stream in (stream for stream in mine if stream in other and stream[2] == "shuffled"):
+        points = differences({stream: mine[stream]}, other)[0]
+        order = np.random.default_rng(stream[3]).permutation(len(points))
+        found.append(points[order[-(len(points) // 4) :]])
+    return np.concatenate(found)[None] if found else np.empty((0, 0))
+
+
 def judged(run: Run) -> bool:
     """Whether a run is at a severity that the bounds are about."""
     return run["cell"]["severity"] in JUDGED
@@ -111,6 +121,11 @@ def section(runs: Sequence[Run], planned: int, command: str) -> Section:
             if arm == "chance":
                 low = gain(points).low
                 found.add(f"{name}_low", low, "at least 0", "lower end of its 95 % interval")
+    half = by_stream(runs, "half", judged)
+    if (points := late_differences(ours, half)).size:
+        late = gain(points)
+        told = f"of it in the last quarter of the shuffled streams; 95 % {late.low:.2f} to {late.high:.2f}"
+        found.add("half_points_lost_late", late.mean, "at most 1", told)
     teacher, averaged = (by_stream(runs, arm, judged) for arm in ("teacher", "averaged"))
     if (points := differences(averaged, teacher)).size:
         _add(found, "averaging_gain", points, "", "points that mn04 gains by averaging over shifted copies of a window")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tools.adaptation_figures import by_stream, differences, gain, section, worst_cells
+from tools.adaptation_figures import by_stream, differences, gain, late_differences, section, worst_cells
 from tools.adaptation_page import write_page
 
 CLIPS = 40
@@ -49,6 +49,19 @@ def test_arms_are_compared_clip_by_clip_on_the_streams_that_both_have():
     first = next(stream for stream in ours if stream[1] == 3)
     wanted = 100 * (np.array(ours[first]["right"]) - np.array(chance[first]["right"]))
     np.testing.assert_array_equal(points[0], wanted)
+
+
+def test_the_last_quarter_is_of_the_clips_that_were_heard_last():
+    runs = [run("joint", 1.0), run("half", 1.0)]
+    order = np.random.default_rng(0).permutation(CLIPS)
+    for place in order[:30]:
+        runs[1]["right"][place] = 0
+    half = by_stream(runs, "half")
+    assert late_differences(by_stream(runs, "joint"), half).tolist() == [[0.0] * 10]
+    runs[1]["right"][order[-1]] = 0
+    assert late_differences(by_stream(runs, "joint"), half).sum() == 100
+    assert section([*runs, run("unadapted", 0.5)], 9, "").numbers["half_points_lost_late"] == pytest.approx(10)
+    assert not late_differences(by_stream(runs, "joint"), {}).size
 
 
 def test_figures_are_means_over_the_judged_severities():
