@@ -5,9 +5,8 @@
 The files are those of `tools.bench_adapt`. The device hears the same windows, one after the other, at eight times
 real time. It answers each and sends the most uncertain 44 % as Opus at 24 kbit/s; the server adapts it
 (`--adapt joint`), and each adaptation is signed, verified and swapped in. Only the device's own answers count, as in
-the library. What differs: every eighth window judges and trains nothing, an adaptation has to pass the judge, the map
-to the device's embeddings stands between teacher and head, and adaptations arrive while the stream goes on. About seven
-minutes a cell.
+the library. What differs: every eighth window judges and trains nothing, an adaptation has to pass the judge, and
+adaptations arrive while the stream goes on. About seven minutes a cell.
 """
 
 from __future__ import annotations
@@ -69,6 +68,7 @@ def answered(bench: AdaptBench, head: Head, lines: Sequence[dict[str, Any]], pla
 async def played(files: argparse.Namespace, bundle: Bundle, sound: Path, work: Path, adapts: bool) -> dict[str, Any]:
     """Results and accounting of a device that hears a sound, and what the server says of its adaptations."""
     options: list[object] = ["--larger", files.larger, "--calibrate", files.audio]
+    options += ["--larger-head", files.larger.with_suffix(".head.json")]
     options += ["--adapt", "joint", "--adapt-least-s", _LEAST_S] if adapts else []
     server = ServerProcess(work, files.encoder, bundle.path, options=options, ready_s=_LIMIT_S)
     async with server.running(), Hub(server.url, "bench") as hub:

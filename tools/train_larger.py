@@ -1,19 +1,20 @@
 """Teaches EfficientAT's `mn04` the classes of the reference encoder, so that it can help a server (docs/cascade.md).
 
     python -m tools.train_larger --audio recordings/ --checkpoint mn04_as_mAP_432.pt -o larger.pt [--seed 0]
-    ssc server run encoder.pt bundle/ --larger larger.pt --calibrate recordings/
+    ssc server run encoder.pt bundle/ --larger larger.pt --calibrate recordings/ --larger-head larger.head.json
 
 `recordings/esc10/labels.csv` and `recordings/speech_commands/labels.csv` name the recordings with class and fold; folds
 1 to 4 are learnt from. Training starts from AudioSet's weights and changes all of them. Windows of 1 s begin anywhere,
-half of them have gone through Opus, and they are mixed with others and masked. The same recordings, seed and machine
-give the same bytes; it takes about 6 minutes on one core.
+half of them have gone through Opus, and they are mixed with others and masked. `larger.head.json` is a head fitted to
+one window of each of these recordings. The same recordings, seed and machine give the same bytes; it takes about 6
+minutes on one core.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,21 @@ from torch.nn import functional
 
 from runtime_edge.audio import Counters, open_source
 from runtime_edge.audio.opus import OpusDecoder, OpusEncoder
-from runtime_server.labels.labelled import read_clips
-from streamsplit_compile.encoder.encoders import new_encoder, read_state, save_checkpoint
-from tools.reference.corpus import HELD_OUT_FOLD, SETS
+from runtime_edge.formats.manifest import FrontEndInfo
+from runtime_edge.formats.records.head import Head, write_head
+from runtime_server.labels.head_training import fit_head
+from runtime_server.labels.labelled import read_clips, windows_of
+from runtime_server.suffix.larger_encoder import in_batches, whole
+from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder, new_encoder, read_state, save_checkpoint
+from tools.judged_clips import split_clips
+from tools.reference.corpus import GATE_DB, HELD_OUT_FOLD, SETS
 from tools.reference.crops import MAX_MASKED_BANDS, MAX_MASKED_FRAMES, MIX_ALPHA
 from tools.reference.training import follow
 
 ENCODER, CONFIG = "mn", {"width_mult": 0.4}
 BATCH, SCALE, SMOOTHING, KBPS = 64, 16.0, 0.05, 16.0
 RATES = (5e-4, 3e-3)
-"""Learning rates of the encoder and of the head, which is discarded."""
+"""Learning rates of the encoder and of the layer behind it, which is discarded."""
 MAX_GAIN_DB, MAX_SHIFT_S = 8.0, 0.1
 _QUIET = 1e-6
 """Mean square below which windows are not used."""
@@ -150,6 +156,15 @@ def train(encoder: Any, recordings: Recordings, epochs: int, seed: int, batch: i
     encoder.eval()
 
 
+def head_of(encoder: LoadedEncoder, audio: Path) -> Head:
+    """A head for an encoder's embeddings, fitted to a window of each recording of folds 1 to 4."""
+    size = encoder.window_samples
+    front_end = FrontEndInfo(sample_rate=encoder.sample_rate, window_samples=size, hop_samples=size // 2, details={})
+    heard = windows_of(split_clips(audio)[1], front_end, 1, GATE_DB)
+    embeddings = in_batches(whole(encoder.graph), torch.from_numpy(heard.embeddings)).numpy()
+    return fit_head(replace(heard, embeddings=embeddings), encoder.id, "tools.train_larger")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -165,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     module.load_state_dict(read_state(given.checkpoint))
     train(module, read_recordings(given.audio, module.sample_rate, module.window_samples), given.epochs, given.seed)
     save_checkpoint(ENCODER, config, module, given.out)
+    write_head(given.out.with_suffix(".head.json"), head_of(load_encoder(given.out), given.audio))
 
 
 if __name__ == "__main__":

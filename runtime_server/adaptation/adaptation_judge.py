@@ -69,7 +69,7 @@ class AdaptationJudge:
         if self.larger is None or self.start:
             return _collapsed(before, after) or self._forgotten(adapted)
         with torch.inference_mode():
-            told = self._answers(in_batches(lambda part: self._told(part), windows))
+            told = np.asarray(in_batches(self._told, windows).argmax(1))
         gone = int((before == told).sum() - (after == told).sum())
         if gone > max(1, MOST_DISAGREEING * len(told)):
             return f"agrees with the larger encoder on {gone} of {len(told)} windows fewer than before"
@@ -77,7 +77,7 @@ class AdaptationJudge:
 
     def _told(self, windows: Tensor) -> Tensor:
         assert self.larger is not None
-        return self.larger.mapped(self.larger.larger(windows))
+        return self.larger.logits(windows, self.head)
 
     def _forgotten(self, adapted: CutModel) -> str:
         """Why the labelled windows speak against weights."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,20 +23,28 @@ class Classifier(nn.Module):
             only these layers have gradients, and convolutions run channels-last, which takes 0.73 of the time.
         head: its scores are the softmax of these logits, with its temperature.
         layers: names in `norm_layers(encoder)` that may change; None: all.
+        places: of the head's labels, which to answer with, in this order; None: all.
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, encoder: nn.Module, head: Head, layers: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: Head,
+        layers: Collection[str] | None = None,
+        places: Sequence[int] | None = None,
+    ) -> None:
         """Raises UsageError for a head whose labels exclude nothing, because their entropy says nothing."""
         super().__init__()
         if head.scores_by != "softmax":
             raise UsageError("head: its scores are not of one label among others; adaptation needs a softmax head")
         self.encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         weight = np.frombuffer(head.weights, "<f4").reshape(len(head.labels), -1) / head.temperature
-        self.register_buffer("weight", torch.from_numpy(weight))
-        self.register_buffer("bias", torch.from_numpy(np.frombuffer(head.bias, "<f4") / head.temperature))
+        bias, chosen = np.frombuffer(head.bias, "<f4") / head.temperature, slice(None) if places is None else places
+        self.register_buffer("weight", torch.from_numpy(weight[chosen]))
+        self.register_buffer("bias", torch.from_numpy(bias[chosen]))
         for parameter in encoder.parameters():
             parameter.requires_grad_(False)
         for name in norm_layers(encoder) if layers is None else layers:

@@ -54,5 +54,10 @@ def served_encoder(generation: Generation, encoder: EncoderGraph, start: int) ->
 
 
 def teacher(larger: EncoderGraph, aligned: AlignedEncoder, head: Head) -> Classifier:
-    """A teacher: the larger encoder, its map to the devices' embeddings, and their head."""
-    return Classifier(_Mapped(larger, aligned), head)
+    """A teacher for the labels of a head: the larger encoder and its own head, if that knows them, or else its map to
+    the devices' embeddings and their head.
+    """
+    if (places := aligned.places(head)) is None:
+        return Classifier(_Mapped(larger, aligned), head)
+    assert aligned.head is not None
+    return Classifier(TrainedEncoder(larger), aligned.head, places=places)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from runtime_edge.errors import BundleError
+from runtime_edge.errors import BundleError, UsageError
 from runtime_edge.formats import minisign
 from runtime_edge.formats.bundle import Bundle, open_bundle
+from runtime_edge.formats.records.head import read_head
 from runtime_server.labels.linear_probe import LinearProbe
 from runtime_server.releases.release_gate import ReleaseGate, first_model
 from runtime_server.releases.rollout import Rollout
@@ -99,9 +100,12 @@ class Loader:
     def _larger(self) -> LargerEncoder | None:
         config = self._config
         if config.larger is None:
+            if config.larger_head is not None:
+                raise UsageError("--larger-head: needs --larger, the encoder that it is for")
             return None
         front_end = open_bundle(config.bundle).manifest.info.front_end
-        return LargerEncoder.of(load_encoder(config.larger), front_end, config.calibrate, config.train.seed)
+        head = None if config.larger_head is None else read_head(config.larger_head)
+        return LargerEncoder.of(load_encoder(config.larger), front_end, config.calibrate, config.train.seed, head)
 
     def _import_first(self, key: minisign.SecretKey) -> tuple[Bundle, dict[str, npt.NDArray[Any]]]:
         given = open_bundle(self._config.bundle)

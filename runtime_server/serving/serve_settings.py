@@ -17,6 +17,7 @@ class ServeSettings(TypedDict, total=False):
     mqtt_port: int | None
     calibrate: str | PathLike[str] | None
     larger: str | PathLike[str] | None
+    larger_head: str | PathLike[str] | None
     adapt: Literal["joint", "cema", "tent", "eata", "sar"] | None
     adapt_scope: Literal["device", "alike", "target"]
     adapt_least_s: float

@@ -34,6 +34,8 @@ class ServerConfig:
     calibrate: Path | None = None
     larger: Path | None = None
     """An encoder that completes windows that arrive as audio (docs/cascade.md)."""
+    larger_head: Path | None = None
+    """Head for that encoder's own embeddings (docs/adaptation.md)."""
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     training: bool = True
     threads: int = 1

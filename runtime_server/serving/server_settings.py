@@ -49,6 +49,11 @@ class ServerSettings:
         "embeddings to those of ENCODER.PT.",
         example="larger.pt",
     )
+    larger_head: Path | None = setting(
+        None,
+        "Head for the larger encoder's own embeddings: with it, larger teaches and judges adaptations better.",
+        example="larger.head.json",
+    )
     adapt: MethodName | None = setting(
         None,
         "Adapt devices to what they hear now, through their normalisation layers, from the windows that they send as "
@@ -188,6 +193,7 @@ class ServerSettings:
         return ServerConfig(
             bundle=bundle, state=self.state, broker=self.broker, replicas=self.replicas, host=self.host, port=self.port,
             mqtt_port=self.mqtt_port, key=self.key, calibrate=self.calibrate, larger=self.larger,
+            larger_head=self.larger_head,
             adapt=AdaptConfig(
                 self.adapt, self.adapt_scope, self.adapt_least_s, self.adapt_devices, self.adapt_statistics
             ),

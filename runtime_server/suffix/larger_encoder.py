@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from runtime_edge.errors import UsageError
 from runtime_edge.formats.manifest import FrontEndInfo
+from runtime_edge.formats.records.head import Head
 from runtime_server.suffix.suffix import ServedBlocks
 from streamsplit_compile.bundle.recordings import sample_windows
 from streamsplit_compile.encoder.encoders import LoadedEncoder
@@ -53,10 +54,25 @@ class AlignedEncoder:
     """(d,)."""
     cosine: float
     """Median cosine between mapped embeddings and the generation's, over the held-out windows."""
+    head: Head | None = None
+    """For the larger encoder's own embeddings; None: heads of the devices' encoder answer for the mapped ones."""
 
     def embed(self, windows: Tensor, own: Tensor) -> Tensor:
         """Windows (n, samples) float32 and the generation's embeddings of them (n, d) -> (n, d) of unit norm."""
         return functional.normalize(self.mapped(self.larger(windows)) + OWN_SHARE * own, dim=1)
+
+    def logits(self, windows: Tensor, head: Head) -> Tensor:
+        """Logits (n, labels) of windows (n, samples) float32 for the labels of a head, by its own head if it can."""
+        embeddings = self.larger(windows)
+        if (places := self.places(head)) is None:
+            return torch.from_numpy(head.logits(self.mapped(embeddings).numpy()))
+        assert self.head is not None
+        return torch.from_numpy(self.head.logits(embeddings.numpy()))[:, places]
+
+    def places(self, head: Head) -> list[int] | None:
+        """Where its own head has the labels of another one; None if it has none or lacks one of them."""
+        own = () if self.head is None or self.head.scores_by != head.scores_by else self.head.labels
+        return [own.index(label) for label in head.labels] if set(head.labels) <= set(own) else None
 
     def mapped(self, embeddings: Tensor) -> Tensor:
         """The generation's embeddings (n, d), of unit norm, from the larger encoder's (n, D); differentiable."""
@@ -70,22 +86,34 @@ class LargerEncoder:
         embed: maps windows (n, samples) float32 to embeddings (n, D), without gradients.
         windows: (n, samples) float32 of recordings such as devices hear.
         graph: the uncut encoder, from which a teacher can be made.
+        head: for its own embeddings.
     """
 
-    def __init__(self, embed: Embed, windows: Tensor, graph: EncoderGraph | None = None) -> None:
+    def __init__(
+        self, embed: Embed, windows: Tensor, graph: EncoderGraph | None = None, head: Head | None = None
+    ) -> None:
         """Raises UsageError if there are too few windows."""
         if len(windows) < LEAST_WINDOWS:
             raise UsageError(f"--calibrate: {len(windows)} windows are too few for --larger; give {LEAST_WINDOWS}")
-        self._embed, self.windows, self.graph = embed, windows, graph
+        self._embed, self.windows, self.graph, self._head = embed, windows, graph, head
         self._embeddings = in_batches(embed, windows)
 
     @classmethod
-    def of(cls, larger: LoadedEncoder, front_end: FrontEndInfo, recordings: Path | None, seed: int) -> LargerEncoder:
+    def of(
+        cls,
+        larger: LoadedEncoder,
+        front_end: FrontEndInfo,
+        recordings: Path | None,
+        seed: int,
+        head: Head | None = None,
+    ) -> LargerEncoder:
         """Embed up to 2048 windows of a file or folder.
 
-        Raises UsageError if the encoder takes other windows or is not trained, or if there are no recordings, and
-        SourceError.
+        Raises UsageError if the encoder takes other windows or is not trained, if the head is for another encoder, or
+        if there are no recordings, and SourceError.
         """
+        if head is not None and head.encoder != larger.id:
+            raise UsageError(f"--larger-head: it is for encoder {head.encoder}; --larger is {larger.id}")
         if recordings is None:
             raise UsageError("--larger: needs --calibrate with recordings like those that devices hear")
         if larger.untrained:
@@ -97,7 +125,7 @@ class LargerEncoder:
                 f"send {asked[1]} at {asked[0]} Hz; give an encoder for those"
             )
         windows = sample_windows(recordings, *asked, front_end.hop_samples, MAX_WINDOWS, seed)
-        return cls(whole(larger.graph), torch.from_numpy(windows), larger.graph)
+        return cls(whole(larger.graph), torch.from_numpy(windows), larger.graph, head)
 
     def aligned(self, embed: Embed) -> AlignedEncoder:
         """The encoder with a map to the embeddings (n, d) that a generation computes from windows (n, samples)."""
@@ -105,7 +133,7 @@ class LargerEncoder:
         judges = torch.arange(len(own)) % _HELD_OUT == _HELD_OUT - 1
         found = _fit(self._embeddings[~judges], own[~judges])
         cosines = functional.cosine_similarity(_mapped(self._embeddings[judges], *found), own[judges])
-        return AlignedEncoder(self._embed, *found, float(cosines.median()))
+        return AlignedEncoder(self._embed, *found, float(cosines.median()), self._head)
 
 
 def whole(graph: EncoderGraph) -> Embed:

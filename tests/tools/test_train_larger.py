@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from streamsplit_compile.encoder.encoders import load_encoder, save_checkpoint
 from streamsplit_models.mn import mn
-from tools.train_larger import MAX_GAIN_DB, Recordings, batch_of, read_recordings, train
+from tools.train_larger import MAX_GAIN_DB, Recordings, batch_of, head_of, read_recordings, train
 
 pytestmark = pytest.mark.integration
 
@@ -60,3 +61,13 @@ def test_what_is_learnt_from_is_not_what_is_judged(two_words, tmp_path):
     for plain, coded in zip(found.samples[::16], found.coded[::16], strict=True):
         late = round(0.0065 * RATE)  # Opus's look-ahead
         assert np.corrcoef(plain[: 12_000 - late], coded[late:12_000])[0, 1] > 0.8
+
+
+def test_the_head_is_for_the_embeddings_of_the_encoder_and_knows_the_classes(two_words, tmp_path):
+    for name in ("speech_commands", "esc10"):
+        (tmp_path / name).symlink_to(two_words / "speech_commands")
+    save_checkpoint("mn", {"width_mult": 0.1}, mn(width_mult=0.1), tmp_path / "larger.pt")
+    encoder = load_encoder(tmp_path / "larger.pt")
+    found = head_of(encoder, tmp_path)
+    assert (found.encoder, found.labels, found.scores_by) == (encoder.id, ("go", "stop"), "softmax")
+    assert found.embedding_dim == encoder.graph.candidates[-1].shape[-1]

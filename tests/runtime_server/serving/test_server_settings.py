@@ -25,7 +25,7 @@ OTHERS = {
     "probe": Path("p"), "canary_share": 0.7, "canary_from": 4, "healthy_s": 3.0, "update_mb_per_day": 2.0,
     "tensorboard": Path("t"), "web": "8081", "threads": 2, "precision": "bfloat16", "seed": 6, "auth": True,
     "credentials": Path("n"), "tls_cert": Path("a"), "tls_key": Path("k"), "tls_ca": Path("ca"), "max_rate": 11.0,
-    "metrics_port": 9465, "key": Path("s"), "larger": Path("l"),
+    "metrics_port": 9465, "key": Path("s"), "larger": Path("l"), "larger_head": Path("h"),
     "adapt": "tent", "adapt_scope": "alike", "adapt_least_s": 5.0, "adapt_devices": 3, "adapt_statistics": "blended",
 }  # fmt: skip
 

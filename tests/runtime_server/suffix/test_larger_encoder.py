@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from example_records import head
 from torch.nn import functional
 
 from runtime_edge.errors import UsageError
@@ -65,6 +66,8 @@ def trained(tmp_path_factory):
 
 def test_what_cannot_help_is_refused_in_one_line(trained, small_bundle, tmp_path):
     front_end = small_bundle.manifest.info.front_end
+    with pytest.raises(UsageError, match=f"--larger-head: it is for encoder enc; --larger is {trained.id}"):
+        LargerEncoder.of(trained, front_end, tmp_path, 0, head("enc"))
     with pytest.raises(UsageError, match="needs --calibrate"):
         LargerEncoder.of(trained, front_end, None, 0)
     with pytest.raises(UsageError, match="are random; give an encoder that is trained"):
