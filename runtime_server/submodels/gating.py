@@ -38,4 +38,5 @@ def gated(encoder: nn.Module, factors: Mapping[str, Tensor]) -> Iterator[None]:
 def of_channels(layer: Layer, values: Tensor) -> Tensor:
     """Values (groups,) or (windows, groups) of a layer, repeated for each channel: (1 or windows, channels)."""
     sizes = torch.tensor([len(group) for group in groups_of(layer)])
-    return torch.atleast_2d(values).repeat_interleave(sizes, 1)
+    rows = values if values.ndim == 2 else values[None]
+    return rows.repeat_interleave(sizes, 1)

@@ -52,8 +52,7 @@ def variant(encoder: nn.Module, of: Plan) -> nn.Module:
 def train_only(small: nn.Module, encoder: nn.Module, of: Plan) -> list[nn.Parameter]:
     """Let only the rows and columns of the groups that train have gradients; returns the parameters that have them."""
     found = []
-    for parameter in small.parameters():
-        parameter.requires_grad_(False)
+    small.requires_grad_(False)
     for layer in layers_of(encoder):
         if of.trained.get(layer.name):
             own = places(of, layer)
@@ -62,7 +61,9 @@ def train_only(small: nn.Module, encoder: nn.Module, of: Plan) -> list[nn.Parame
                     shape = [1] * parameter.ndim
                     shape[axis] = parameter.shape[axis]
                     mask = torch.zeros(parameter.shape[axis]).index_fill(0, own, 1.0).reshape(shape)
-                    parameter.requires_grad_().register_hook(lambda gradient, mask=mask: gradient * mask)
+                    parameter.requires_grad_().register_hook(  # type: ignore[no-untyped-call]
+                        lambda gradient, mask=mask: gradient * mask
+                    )
                     found.append(parameter)
     return found
 
