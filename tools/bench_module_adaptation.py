@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -60,18 +61,25 @@ def run(server: Server, cell: Cell, devices: int, steps: int) -> dict[str, Any]:
     fleet = simulate(server.corpus, recordings, cell.words, devices, steps, cell.seed)
     shares = [[server.share(heard, fleet, classes) for heard in step] for step in fleet.steps]
     arm, began = server.arm(cell, shares[0]), time.process_time()
-    values, frames, clips, right, own = [], [], [], [], []
+    values, frames, judged = [], [], []
     for step, (heard, share) in enumerate(zip(fleet.steps, shares, strict=True)):
         ran = arm.step(share, 1000 * cell.seed + 100 * step)
         values.append(sum(ran.values) / len(heard))
         frames.append(sum(len(one.labels) for one in share) / len(heard))
         for device, one in enumerate(heard):
-            clips += one.judged.tolist()
-            right += _right(server, ran, device, one, classes)
-            own += _right(server, ran, device, one, one.words)
+            flags = _right(server, ran, device, one, classes), _right(server, ran, device, one, one.words)
+            judged += zip(one.judged.tolist(), *flags, strict=True)
+    clips = sorted({clip for clip, _, _ in judged})
+    heard_of, right, own = (Counter[int](), Counter[int](), Counter[int]())
+    for clip, among_all, among_own in judged:
+        heard_of[clip] += 1
+        right[clip] += among_all
+        own[clip] += among_own
     return asdict(cell) | {
         "devices": devices, "steps": steps, "values_down": values, "windows_up": frames, "whole_values": server.values,
-        "activation": server.activations[0].numel(), "clips": clips, "right": _text(right), "own": _text(own),
+        "activation": server.activations[0].numel(),
+        "clips": clips, "heard": [heard_of[clip] for clip in clips], "right": [right[clip] for clip in clips],
+        "own": [own[clip] for clip in clips],
         "seconds": round(time.process_time() - began, 1),
     }  # fmt: skip
 
@@ -84,11 +92,11 @@ def _right(server: Server, ran: Ran, device: int, heard: Heard, classes: Integer
         scores = torch.softmax(SCALE * ran.heads[device](embeddings)[:, classes], 1).double().numpy()
     audible = np.unique(server.owners[chosen])
     found = dict(zip(audible, classes[mean_by_group(scores, server.owners[chosen]).argmax(1)], strict=True))
-    return [found.get(one, -1) == server.corpus.labels[one] for one in heard.judged]
+    return [bool(found.get(one, -1) == server.corpus.labels[one]) for one in heard.judged]
 
 
-def _text(flags: Sequence[bool]) -> str:
-    return "".join("1" if flag else "0" for flag in flags)
+def _cell(line: dict[str, Any]) -> Cell:
+    return Cell(*(line[name] for name in Cell.__dataclass_fields__))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -103,16 +111,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     files = [file for file in (PUBLISHED, given.kept) if file.exists()]
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    known = {Cell(*(line[name] for name in Cell.__dataclass_fields__)) for line in lines}
+    known = {_cell(line): line for file in files for line in map(json.loads, file.read_text().splitlines())}
     missing = [cell for cell in cells(given.seeds) if cell not in known][: given.only]
     server = Server(given.audio, given.work) if missing else None
     for cell in missing:
         line = run(server, cell, DEVICES, STEPS)  # type: ignore[arg-type]
-        lines.append(line)
+        known[cell] = line
         with given.kept.open("a") as kept:
             kept.write(json.dumps(line) + "\n")
-        print(cell, f"right {np.mean([one == '1' for one in line['right']]):.4f}", line["seconds"], "s", flush=True)
+        print(cell, f"right {sum(line['right']) / sum(line['heard']):.4f}", line["seconds"], "s", flush=True)
+    lines = list(known.values())
     if given.publish:
         PUBLISHED.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (publish if given.publish else show)(section(lines))

@@ -54,12 +54,13 @@ def section(lines: Lines) -> Section:
 
 def difference(better: Lines, worse: Lines, field: str = "right") -> tuple[float, str]:
     """Points between two arms, and the same with the 95 % interval of a paired bootstrap over recordings."""
-    pairs = [(a, b) for a in better for b in worse if a["seed"] == b["seed"]]
-    lost: dict[int, list[float]] = {}
-    for a, b in pairs:
-        for clip, one, other in zip(a["clips"], a[field], b[field], strict=True):
-            lost.setdefault(clip, []).append(100.0 * (int(one) - int(other)))
-    sums, counts = (np.array([of(own) for own in lost.values()]) for of in (sum, len))
+    gained: dict[int, float] = {}
+    times: dict[int, int] = {}
+    for a, b in ((a, b) for a in better for b in worse if a["seed"] == b["seed"]):
+        for clip, one, other, heard in zip(a["clips"], a[field], b[field], a["heard"], strict=True):
+            gained[clip] = gained.get(clip, 0.0) + 100.0 * (one - other)
+            times[clip] = times.get(clip, 0) + heard
+    sums, counts = np.array(list(gained.values())), np.array(list(times.values()))
     random = np.random.default_rng(0)
     draws = []
     for _ in range(_DRAWS):
@@ -90,4 +91,4 @@ def _arms(lines: Lines, data: str, words: int) -> dict[str, list[Mapping[str, An
 
 
 def _mean(lines: Lines, field: str) -> float:
-    return float(np.mean([int(one) for line in lines for one in line[field]]))
+    return float(sum(sum(line[field]) for line in lines) / sum(sum(line["heard"]) for line in lines))

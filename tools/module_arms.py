@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from runtime_server.submodels.aggregation import Contribution, aggregate
 from runtime_server.submodels.device_groups import DeviceGroups
-from runtime_server.submodels.variants import Plan, placed, train_only, values_to_send, variant
+from runtime_server.submodels.trained_variants import Plan, placed, train_only, values_to_send, variant
 from streamsplit_compile.modules.slicing import recalibrate
 from tools.reference.training import SCALE
 

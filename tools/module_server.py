@@ -16,7 +16,7 @@ from runtime_edge.policy.memory import GaussianMemory
 from runtime_server.submodels.device_groups import group_devices
 from runtime_server.submodels.enhancing import Lessons, enhance, train_selector
 from runtime_server.submodels.selector import Selector, responsibilities_of
-from runtime_server.submodels.variants import plan
+from runtime_server.submodels.trained_variants import plan
 from streamsplit_compile.encoder.encoders import from_module, new_encoder
 from streamsplit_compile.modules.derivation import Cost, Limits
 from streamsplit_compile.modules.layers import channels_in, groups_of, layers_of

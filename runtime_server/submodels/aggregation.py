@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from runtime_server.submodels.variants import Plan, placed, tensors_of
+from runtime_server.submodels.trained_variants import Plan, placed, tensors_of
 from streamsplit_compile.modules.layers import groups_of, layers_of
 
 

@@ -4,11 +4,14 @@ import torch
 from torch import nn
 
 from runtime_server.submodels.device_groups import DeviceGroups
-from runtime_server.submodels.variants import placed, plan, values_to_send
+from runtime_server.submodels.trained_variants import placed, plan, values_to_send
 from streamsplit_compile.modules.layers import channels_in, groups_of
 from streamsplit_compile.modules.observation import observe
 from streamsplit_models.mobilenet import mobilenet_v3_small
 from tools.module_arms import Averaged, Fixed, Local, Share, SubModels
+
+
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import torch
 
 from runtime_server.submodels.aggregation import Contribution, aggregate
-from runtime_server.submodels.variants import plan, variant
+from runtime_server.submodels.trained_variants import plan, variant
 from streamsplit_compile.modules.observation import observe
 
 FIRST = {"features.1": list(range(24)), "features.2": list(range(16))}

@@ -42,6 +42,7 @@ def test_the_largest_gates_are_on_and_all_have_the_gradient_of_the_soft_gate():
     assert gates.grad.tolist() == [[3.0, 3.0, 3.0]]
 
 
+@pytest.mark.integration
 def test_the_selector_learns_and_the_encoder_stays(encoder, head, selector, lessons):
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     encoder.requires_grad_(False)
@@ -59,6 +60,7 @@ def test_sub_tasks_have_so_many_groups_and_no_group_is_forgotten(selector, lesso
     assert found["features.1"].sum(0).min() >= 1
 
 
+@pytest.mark.integration
 def test_sub_models_do_better_on_their_sub_tasks_and_gates_go_where_masks_are(encoder, head, selector, lessons):
     def loss(masks):
         each = []

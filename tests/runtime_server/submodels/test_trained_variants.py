@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime_server.submodels.variants import placed, plan, tensors_of, train_only, values_to_send, variant
+from runtime_server.submodels.trained_variants import placed, plan, tensors_of, train_only, values_to_send, variant
 from streamsplit_compile.modules.observation import observe
 from streamsplit_compile.modules.slicing import slice_encoder
 
