@@ -10,7 +10,6 @@ from streamsplit_compile.modules.observation import observe
 from streamsplit_models.mobilenet import mobilenet_v3_small
 from tools.module_arms import Averaged, Fixed, Local, Share, SubModels
 
-
 pytestmark = pytest.mark.integration
 
 
