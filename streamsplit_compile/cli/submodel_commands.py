@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,22 @@ import click
 import torch
 
 from runtime_edge.click_options import RenamedOption
+from runtime_edge.errors import UsageError
+from runtime_edge.formats.bundle import open_bundle
+from streamsplit_compile.bundle.blocks import split_variant
 from streamsplit_compile.bundle.calibrate import calibration_windows
-from streamsplit_compile.cli.options import PathParam, json_option, together
+from streamsplit_compile.bundle.digests import weights_digest
+from streamsplit_compile.cli.options import PathParam, json_option, measured_profile, profile_option, together
 from streamsplit_compile.cli.printing import Steps, print_json, print_table, print_warning
 from streamsplit_compile.cost.targets import load_target
 from streamsplit_compile.encoder.encoders import Checkpoint, from_module, load_module, save_checkpoint
 from streamsplit_compile.modules.derivation import Cost, Limits
 from streamsplit_compile.modules.imitation import imitate
 from streamsplit_compile.modules.layers import layers_of
-from streamsplit_compile.modules.prices import price
+from streamsplit_compile.modules.prices import Costs, price
 from streamsplit_compile.modules.ranking import RankedLayer, Study, embeddings_of, study
 from streamsplit_compile.modules.submodels import Derived, derive, submodel
+from streamsplit_compile.splitter.pricing import check_blocks
 
 _SHOWN = 6
 """Groups named in a table."""
@@ -27,6 +33,8 @@ _SHOWN = 6
 _study_options = together(
     click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam()),
     click.option("--target", default="rpi4", show_default=True, help="Target name or TOML file to price for."),
+    profile_option,
+    click.option("--bundle", type=PathParam(), help="The encoder's own bundle, which --profile was measured with."),
     click.option(
         "--recordings",
         "--windows",
@@ -46,13 +54,23 @@ _study_options = together(
 @click.command("modules")
 @_study_options
 @json_option
-def modules(encoder_file: Path, target: str, recordings: Path | None, count: int, seed: int, as_json: bool) -> None:
+def modules(
+    encoder_file: Path,
+    target: str,
+    profile_file: Path | None,
+    bundle: Path | None,
+    recordings: Path | None,
+    count: int,
+    seed: int,
+    as_json: bool,
+) -> None:
     """Show the groups of channels inside an encoder's blocks: their cost, and how important they are.
 
     Example: ssc modules encoder.pt --recordings recordings/
     """
     with Steps(quiet=as_json) as steps:
-        known, _, _, (fixed, costs) = _studied(encoder_file, target, recordings, count, seed, steps)
+        priced = Priced(target, profile_file, bundle)
+        known, _, _, (fixed, costs) = _studied(encoder_file, priced, recordings, count, seed, steps)
     rows = [_row(one, costs[one.layer.name]) for one in known.layers]
     if as_json:
         print_json({"target": target, "fixed_ms": fixed.ms, "layers": rows})
@@ -91,6 +109,8 @@ def modules(encoder_file: Path, target: str, recordings: Path | None, count: int
 def derive_(
     encoder_file: Path,
     target: str,
+    profile_file: Path | None,
+    bundle: Path | None,
     recordings: Path | None,
     count: int,
     seed: int,
@@ -109,7 +129,8 @@ def derive_(
     if limits == Limits():
         raise click.UsageError("nothing to derive for: give --budget-ms, --memory-mb or --bytes")
     with Steps(quiet=as_json) as show:
-        known, found, windows, (fixed, costs) = _studied(encoder_file, target, recordings, count, seed, show)
+        priced = Priced(target, profile_file, bundle)
+        known, found, windows, (fixed, costs) = _studied(encoder_file, priced, recordings, count, seed, show)
         derived = derive(known, fixed, costs, limits)
         small = submodel(found.module, known, derived.kept, windows)
         whole = embeddings_of(found.module, windows)
@@ -119,7 +140,7 @@ def derive_(
     inner = {name: len(channels) for name, channels in derived.kept.items()}
     config = found.config | {"inner": found.config.get("inner", {}) | inner}
     save_checkpoint(found.name, config, small, out, found.untrained)
-    _report(out, target, known, derived, (fixed, costs), cosine, as_json)
+    _report(out, target, known, derived, (fixed, costs), cosine, priced.how, as_json)
     _warn(recordings)
 
 
@@ -128,8 +149,9 @@ def _report(
     target: str,
     known: Study,
     derived: Derived,
-    prices: tuple[Cost, dict[str, list[Cost]]],
+    prices: Costs,
     cosine: float,
+    how: str,
     as_json: bool,
 ) -> None:
     fixed, costs = prices
@@ -152,18 +174,53 @@ def _report(
     print_table(f"{out}: channels kept", ["layer", "channels"], rows)
     click.echo(
         f"On {target} {cost.ms:.3g} ms in place of {whole_ms:.3g}, {cost.weight_bytes / 1e6:.3g} MB of weights in "
-        f"place of {whole_bytes / 1e6:.3g} (predicted); mean cosine with the whole encoder {cosine:.3f}"
+        f"place of {whole_bytes / 1e6:.3g} ({how}); mean cosine with the whole encoder {cosine:.3f}"
     )
 
 
+@dataclass(frozen=True)
+class Priced:
+    """What costs are taken from: a target's model, and blocks that were measured if there is a profile."""
+
+    target: str
+    profile_file: Path | None
+    bundle: Path | None
+
+    @property
+    def how(self) -> str:
+        """Where times come from, for people."""
+        return "times as measured block by block" if self.profile_file else "predicted"
+
+    def costs(self, path: Path, found: Checkpoint) -> Costs:
+        """Those of the encoder in the file `path`. Raises UsageError naming the option, FormatError or BundleError."""
+        board, profile = load_target(self.target), measured_profile(self.profile_file)
+        encoder = from_module(found.name, found.config, found.module, None)
+        if profile is None:
+            if self.bundle is not None:
+                raise UsageError("--bundle needs --profile, which was measured with it")
+            return price(encoder, found.module).of(board)
+        if self.bundle is None:
+            raise UsageError("--profile needs --bundle, the bundle that was measured: it says where blocks end")
+        if profile.target != board.name:
+            raise UsageError(f"--profile {self.profile_file}: it is of {profile.target}, not of --target {board.name}")
+        manifest = open_bundle(self.bundle).manifest
+        check_blocks(profile, manifest)
+        if manifest.info.encoder.weights != weights_digest(encoder.tensors):
+            raise UsageError(f"--bundle {self.bundle}: it has other weights than {path}; compile and measure that one")
+        cuts = [cut.name for cut in manifest.info.cuts[1:]]
+        return price(encoder, found.module, cuts).measured(
+            board, cuts, profile.block_ms, split_variant(profile.variant)[1]
+        )
+
+
 def _studied(
-    path: Path, target: str, recordings: Path | None, count: int, seed: int, steps: Steps
-) -> tuple[Study, Checkpoint, torch.Tensor, tuple[Cost, dict[str, list[Cost]]]]:
+    path: Path, priced: Priced, recordings: Path | None, count: int, seed: int, steps: Steps
+) -> tuple[Study, Checkpoint, torch.Tensor, Costs]:
     """What windows tell about an encoder, the encoder, the windows, and the costs. Raises UsageError, FormatError."""
-    found, board = load_module(path), load_target(target)
+    found = load_module(path)
     layers_of(found.module, str(path))
     steps("pricing", 0, 3)
-    prices = price(from_module(found.name, found.config, found.module, None), found.module).of(board)
+    prices = priced.costs(path, found)
     steps("ranking", 1, 3)
     windows = _windows(found, recordings, count, seed)
     return study(found.module, windows, seed=seed), found, windows, prices

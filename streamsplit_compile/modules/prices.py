@@ -7,6 +7,7 @@ channels gives it for any number. The cost model then turns work into time and m
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -24,6 +25,10 @@ from streamsplit_compile.modules.slicing import slice_encoder
 _NOTHING = BlockWork(0, 0, 0, 0, 0)
 
 
+Costs = tuple[Cost, dict[str, list[Cost]]]
+"""The cost of everything but the layers, and of each layer with 0, 1, ... groups."""
+
+
 @dataclass(frozen=True)
 class Prices:
     """Work of one window, whatever the target."""
@@ -32,25 +37,63 @@ class Prices:
     """Everything but the layers: first the front end, as a device computes it."""
     layers: dict[str, tuple[BlockWork, ...]]
     """(groups + 1,) by layer: with 0, 1, ... groups."""
+    ends: tuple[str, ...]
+    """Where each part ends, in order: the name of a layer, or of a cut for the others, which are `fixed`."""
 
-    def of(self, target: Target, precision: str = "fp32") -> tuple[Cost, dict[str, list[Cost]]]:
+    def of(self, target: Target, precision: str = "fp32") -> Costs:
         """The cost of everything else, and that of each layer. Raises UsageError for an unknown precision."""
-        fixed = [_cost(work, target, precision) for work in self.fixed]
+        rest, layers = self._predicted(target, precision, {})
+        return dataclasses.replace(rest, ms=rest.ms + target.launch.session_us.value / 1000), layers
+
+    def measured(
+        self, target: Target, cuts: Sequence[str], block_ms: Sequence[float], precision: str = "fp32"
+    ) -> Costs:
+        """The same with measured times of blocks, (blocks,) ms, that end at the cuts (blocks,), the last one included.
+
+        What was measured of a block is shared out to its parts, and to their groups, as the target's model predicts.
+        Blocks that end inside a layer count together. `price` must know the cuts.
+        """
+        _, layers = self._predicted(target, precision, {})
+        factors: dict[str, float] = {}
+        unit, predicted, place = list[str](), 0.0, 0
+        others = iter(_cost(work, target, precision).ms for work in self.fixed)
+        for end in self.ends:
+            unit.append(end)
+            predicted += layers[end][-1].ms if end in layers else next(others)
+            if end in cuts:
+                upto = cuts.index(end) + 1
+                factors |= dict.fromkeys(unit, sum(block_ms[place:upto]) / max(predicted, 1e-9))
+                unit, predicted, place = [], 0.0, upto
+        return self._predicted(target, precision, factors)
+
+    def _predicted(self, target: Target, precision: str, factors: Mapping[str, float]) -> Costs:
+        """Costs whose times are multiplied by the factors, by name of a part's end; 1 by default."""
+        others = (end for end in self.ends if end not in self.layers)
+        fixed = [
+            _times(_cost(work, target, precision), factors.get(end, 1.0))
+            for work, end in zip(self.fixed, others, strict=True)
+        ]
         rest = Cost(
-            sum(cost.ms for cost in fixed) + target.launch.session_us.value / 1000,
+            sum(cost.ms for cost in fixed),
             sum(cost.weight_bytes for cost in fixed),
             max(cost.peak_bytes for cost in fixed),
         )
-        return rest, {name: [_cost(work, target, precision) for work in works] for name, works in self.layers.items()}
+        return rest, {
+            name: [_times(_cost(work, target, precision), factors.get(name, 1.0)) for work in works]
+            for name, works in self.layers.items()
+        }
 
 
-def price(encoder: LoadedEncoder, module: nn.Module) -> Prices:
-    """Count the work of `encoder`, whose torch module is `module`. Raises UsageError if it has no layers."""
+def price(encoder: LoadedEncoder, module: nn.Module, cuts: Collection[str] = ()) -> Prices:
+    """Count the work of `encoder`, whose torch module is `module`; parts end at the named cuts too, outside of layers.
+
+    Raises UsageError if it has no layers.
+    """
     layers = layers_of(module, encoder.id)
     halves = {layer.name: range(-(-layer.channels // 2)) for layer in layers}
-    fixed, whole = _works(encoder.graph, layers, encoder.log_mel[0] if encoder.log_mel else None)
+    fixed, whole, ends = _works(encoder.graph, layers, {*cuts, *(encoder.log_mel or ())[:1]})
     half = from_module(encoder.id, {}, slice_encoder(module, halves), encoder.sample_rate)
-    _, narrow = _works(half.graph, layers, None)
+    _, narrow, _ = _works(half.graph, layers, set())
     info = FrontEndInfo(
         sample_rate=encoder.sample_rate,
         window_samples=encoder.window_samples,
@@ -68,7 +111,12 @@ def price(encoder: LoadedEncoder, module: nn.Module) -> Prices:
             )
             for layer in layers
         },
+        ends,
     )
+
+
+def _times(cost: Cost, factor: float) -> Cost:
+    return dataclasses.replace(cost, ms=factor * cost.ms)
 
 
 def _counts(layer: Layer) -> list[int]:
@@ -77,9 +125,9 @@ def _counts(layer: Layer) -> list[int]:
 
 
 def _works(
-    graph: EncoderGraph, layers: tuple[Layer, ...], image: str | None
-) -> tuple[list[BlockWork], dict[str, BlockWork]]:
-    """The work of everything between the layers, that up to the cut `image` first, and of each layer by its name."""
+    graph: EncoderGraph, layers: tuple[Layer, ...], cuts: set[str]
+) -> tuple[list[BlockWork], dict[str, BlockWork], tuple[str, ...]]:
+    """The work of everything between the layers and cuts, and of each layer by its name; and where each part ends."""
     names = {layer.name for layer in layers}
     outside = [
         candidate
@@ -90,7 +138,7 @@ def _works(
     ends = [
         candidate
         for place, candidate in enumerate(outside)
-        if place in (0, last) or candidate.name in names | {image} or outside[place + 1].name in names
+        if place in (0, last) or candidate.name in names | cuts or outside[place + 1].name in names
     ]
     works = [count_work(segment) for segment in split(graph, ends)]
     fixed, found = [], {}
@@ -99,7 +147,7 @@ def _works(
             found[end.name] = work
         else:
             fixed.append(work)
-    return fixed, found
+    return fixed, found, tuple(end.name for end in ends[1:])
 
 
 def _between(whole: BlockWork, half: BlockWork, channels: int, halved: int, count: int) -> BlockWork:

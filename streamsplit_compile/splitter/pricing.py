@@ -67,7 +67,7 @@ def price(
             table=f"tables/{target.name}.json",
         )
         if measured is not None and measured.target == target.name:
-            _check_blocks(measured, manifest)
+            check_blocks(measured, manifest)
             cost = measured_cost(cost, measured)
         costs[target.name] = cost
     info = msgspec.structs.replace(manifest.info, targets=costs, server_block_ms=server)
@@ -135,7 +135,7 @@ def bundle_actions(manifest: Manifest, target: str, profile: Profile | None = No
         raise UsageError(f"--target {target}: this bundle was compiled for {', '.join(sorted(info.targets))}")
     cost = info.targets[target]
     if profile is not None:
-        _check_blocks(profile, manifest)
+        check_blocks(profile, manifest)
         cost = measured_cost(cost, profile)
     plain = action_costs(info.cuts, cost, info.server_block_ms, info.parity.get(cost.variant))
     macs = whole_macs(manifest)
@@ -171,7 +171,8 @@ def mj_of(ms: float, cost: TargetCost) -> float:
     return ms * sum(cost.block_mj) / max(sum(cost.block_ms), 1e-9)
 
 
-def _check_blocks(profile: Profile, manifest: Manifest) -> None:
+def check_blocks(profile: Profile, manifest: Manifest) -> None:
+    """Raises UsageError if a profile is not of a bundle's blocks."""
     info = manifest.info
     if profile.blocks != info.blocks or profile.encoder != info.encoder.id:
         raise UsageError(

@@ -42,6 +42,8 @@ NOT_TYPED = {
         "a microphone, and the audit above; tests/runtime_edge/transport/test_privacy.py has devices with that floor",
     "ssc edge run --bundle bundle/ --watch incoming/ --results results.jsonl":
         "it never ends; tests/integration/test_watch.py runs it",
+    "ssc derive encoder.pt --profile device.json --bundle bundle/ --budget-ms 9 --recordings recordings/ -o small.pt":
+        "a budget for another board; tests/streamsplit_compile/cli/test_submodel_commands.py measures this machine",
     "ssc server broker --state b1/ --name b1 --cluster-port 6222 --routes host-2:6222,host-3:6222":
         "three machines; tests/integration/test_cluster.py runs three brokers on one",
 }  # fmt: skip

@@ -6,6 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from runtime_edge.errors import FormatError, UsageError
+from runtime_edge.formats.bundle import open_bundle
+from runtime_edge.inference.profile import measure_profile
 from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder
 from streamsplit_compile.cli.compile_commands import new
 from streamsplit_compile.cli.submodel_commands import derive_, modules
@@ -56,6 +58,29 @@ def test_a_sub_model_fits_its_budget_compiles_and_is_derived_from_again(encoder_
     shown = run(derive_, out, "--bytes", int(0.9 * said["weight_bytes"]), "--count", 16, "-o", again)
     assert "in place of" in shown.output
     assert load_module(again).config["inner"].keys() >= {name for name, own in said["kept"].items() if own}
+
+
+def test_measured_blocks_replace_the_prediction(encoder_file, tmp_path):
+    target, bundle = load_target("rpi4"), tmp_path / "bundle"
+    compile_encoder(load_encoder(encoder_file), CompileOptions(targets=[target]), bundle)
+    profile = measure_profile(open_bundle(bundle), "rpi4", runs=1)
+    file, total = tmp_path / "profile.json", sum(profile.block_ms)
+    file.write_bytes(profile.to_json())
+    given = ["--profile", file, "--bundle", bundle, "--count", 16]
+    found = json.loads(run(modules, encoder_file, *given, "--json").stdout)
+    assert found["fixed_ms"] + sum(one["ms"][-1] for one in found["layers"]) == pytest.approx(total, rel=1e-6)
+    out = tmp_path / "small.pt"
+    done = run(derive_, encoder_file, *given, "--bytes", 10**9, "-o", out)
+    assert "times as measured" in done.output
+    for arguments, said in (
+        (["--profile", file], "--profile needs --bundle"),
+        (["--bundle", bundle], "--bundle needs --profile"),
+        ([*given, "--target", "m2"], r"profile\.json: it is of rpi4, not of --target m2"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            run(modules, encoder_file, "--count", 16, *arguments)
+    with pytest.raises(UsageError, match="it has other weights than"):
+        run(modules, out, *given)
 
 
 def test_what_cannot_be_derived_is_refused_in_one_line(encoder_file, tmp_path):

@@ -29,3 +29,37 @@ def test_less_takes_less_and_nothing_takes_nothing(encoder):
         assert all(a.ms <= b.ms and a.weight_bytes < b.weight_bytes for a, b in itertools.pairwise(own))
     quarter, _ = prices.of(load_target("rpi-zero-2w"), "int8")
     assert quarter.weight_bytes == pytest.approx(fixed.weight_bytes / 4, abs=2)
+
+
+def measured(encoder, cuts, block_ms):
+    loaded = from_module("small", {}, encoder, None)
+    return price(loaded, encoder, cuts).measured(load_target("rpi-zero-2w"), cuts, block_ms)
+
+
+def test_measured_times_add_up_and_each_layer_has_that_of_its_block(encoder):
+    cuts = ["log_mel", "features.0", "features.1", "features.3", "features.4", "normalize"]
+    fixed, layers = measured(encoder, cuts, [5.0, 1.0, 7.0, 3.0, 11.0, 2.0])
+    assert fixed.ms + sum(own[-1].ms for own in layers.values()) == pytest.approx(29.0)
+    assert layers["features.1"][-1].ms == pytest.approx(7.0)
+    assert layers["features.4"][-1].ms == pytest.approx(11.0)
+    assert layers["features.2"][-1].ms < 3.0  # it shares its block with an activation
+
+
+def test_a_size_takes_the_share_of_the_measured_time_that_is_predicted(encoder):
+    cuts = ["log_mel", "features.0", "features.1", "normalize"]
+    target = load_target("rpi-zero-2w")
+    _, predicted = price(from_module("small", {}, encoder, None), encoder).of(target)
+    _, layers = measured(encoder, cuts, [5.0, 1.0, 7.0, 3.0])
+    for name, own in layers.items():
+        shares = [cost.ms / own[-1].ms for cost in own]
+        assert shares == pytest.approx([cost.ms / predicted[name][-1].ms for cost in predicted[name]])
+        assert [cost.weight_bytes for cost in own] == [cost.weight_bytes for cost in predicted[name]]
+
+
+def test_blocks_that_end_inside_a_layer_count_together(encoder):
+    inside = ["log_mel", "features.0", "features.1", "features.2.block.1", "features.4", "normalize"]
+    together = ["log_mel", "features.0", "features.1", "features.4", "normalize"]
+    split = measured(encoder, inside, [5.0, 1.0, 7.0, 4.0, 10.0, 2.0])
+    whole = measured(encoder, together, [5.0, 1.0, 7.0, 14.0, 2.0])
+    assert split[0].ms == pytest.approx(whole[0].ms)
+    assert split[1]["features.2"][-1].ms == pytest.approx(whole[1]["features.2"][-1].ms)
