@@ -95,13 +95,13 @@ class Material:
     """(recordings,): halves 0 and 1 of the speakers."""
 
 
-def material(encoder_file: Path, name: str, audio: Path) -> Material:
-    """Run every recording through an encoder, cut at `name`."""
+def material(encoder_file: Path, name: str, audio: Path, hop_share: float) -> Material:
+    """Run every recording through an encoder, cut at `name`; windows of sounds begin each so much of one apart."""
     encoder, clips = load_encoder(encoder_file), load_clips(audio, "esc10")
     by_name = {candidate.name: candidate for candidate in encoder.graph.candidates}
     chosen, ends = by_name[name], list(by_name.values())
     segments = split(encoder.graph, [ends[0], chosen, ends[-1]])
-    windows = clips.windows(encoder.window_samples, encoder.window_samples // 2)
+    windows = clips.windows(encoder.window_samples, round(hop_share * encoder.window_samples))
     spoken = read_spoken(audio / "speech_commands", encoder.sample_rate, encoder.window_samples)
     with torch.inference_mode():
         activations = torch.stack([run_segments(segments[:1], torch.from_numpy(clip.copy())) for clip in windows])
@@ -265,10 +265,11 @@ def main() -> None:
     parser.add_argument("--arms", help="Names of the arms to measure, comma-separated after `;` [default: all].")
     parser.add_argument("--widths", default=",".join(map(str, WIDTHS)), help="To judge, comma-separated.")
     parser.add_argument("--fold", type=int, help="Judge sounds on this fold alone: the encoder knows the others.")
+    parser.add_argument("--hop-share", type=float, default=0.5, help="Between windows of a clip.")
     parser.add_argument("--publish", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    at_cut = material(given.encoder, given.cut, given.audio)
+    at_cut = material(given.encoder, given.cut, given.audio, given.hop_share)
     command = f"python -m tools.bench_hiding {given.name}.pt {given.cut} --audio ... --steps {given.steps}"
     section = Section("privacy", f"Hiding words: {given.name} at {given.cut}", command, f"hiding.{given.name}")
     for arm in arms(given.steps):
