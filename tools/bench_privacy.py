@@ -100,7 +100,7 @@ def main() -> None:
         raise UsageError(f"{given.bundle}: was never audited; run `ssc audit` on it")
     spoken = read_spoken(given.recordings, info.front_end.sample_rate, info.front_end.window_samples)
     results = read_findings(given.results or results_path(given.bundle), identity_of(bundle, spoken))
-    section = Section("privacy", "What a cut gives away", "python -m tools.bench_privacy")
+    section = Section("privacy", "What a cut gives away", "python -m tools.bench_privacy", "audit")
     filled(section, info.privacy, directly(bundle, read_head(given.head), spoken), orders_agree(results))
     if given.no_publish:
         show(section)

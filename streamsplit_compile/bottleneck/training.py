@@ -3,7 +3,8 @@
     loss = 1 - cos(z, suffix(decode(encode(x)))) + ACTIVATION * distance of the activation + RATE * kilobytes
 
 The suffix is not trained. Each step draws a width, so that one block serves all widths (docs/method.md, section 8). The
-rate comes from a logistic law in each channel, whose spread is trained with the block.
+rate comes from a logistic law in each channel, whose spread is trained with the block. With an adversary
+(`streamsplit_compile.bottleneck.hiding`) the loss also has what that one recognises.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.nn import functional
 from runtime_edge.base.files import read_bounded, write_atomic
 from runtime_edge.errors import FormatError
 from streamsplit_compile.bottleneck.block import Bottleneck
+from streamsplit_compile.bottleneck.hiding import HIDING, OWN_STEPS, Adversary, LabelledActivations
 
 HIDDEN = 64
 ACTIVATION = 0.1
@@ -44,6 +46,10 @@ class TrainingSet:
     """(n, d): the encoder's embeddings of the same windows."""
     suffix: Callable[[Tensor], Tensor]
     """Maps activations to embeddings; differentiable."""
+    hidden: LabelledActivations | None = None
+    """Recordings whose labels the latents should not tell."""
+    noise: float = 0.0
+    """Standard deviation of the noise that is added before rounding, in steps."""
 
 
 class Trainer:
@@ -61,6 +67,10 @@ class Trainer:
         self._power = float(data.activations.square().mean()) or 1.0
         self.done = 0
         """Steps taken so far."""
+        self._adversary = None
+        if data.hidden is not None:
+            random = torch.Generator().manual_seed(seed)
+            self._adversary = Adversary(data.hidden, widths, block.layout.grid, random)
 
     def run(self, checkpoint: Path | None, progress: Callable[[int, int], None]) -> Bottleneck:
         """Train to the last step, continuing from the checkpoint file if it exists; None keeps no checkpoints."""
@@ -81,23 +91,42 @@ class Trainer:
         activations, embeddings = self._data.activations[chosen], self._data.embeddings[chosen]
         for group in self._optimiser.param_groups:
             group["lr"] = _LEARNING_RATE * _schedule((self.done + 1) / self._steps)
-        latents = self.block.encode(activations)[:, :width]
+        latents = self._shipped(activations, width, random)
         noise = torch.from_numpy(random.uniform(-0.5, 0.5, tuple(latents.shape)).astype(np.float32))
         kilobytes = _bits(latents + noise, self._spread[:width].exp()) / 8000
-        # The gradient passes straight through the rounding.
-        rounded = latents + (latents.clamp(-128, 127).round() - latents).detach()
-        decoded = self.block.decode(widened(rounded, self.block.analysis.out_channels))
+        decoded = self.block.decode(widened(_rounded(latents), self.block.analysis.out_channels))
         away = 1 - functional.cosine_similarity(self._data.suffix(decoded), embeddings).mean()
         distance = (decoded - activations).square().mean() / self._power
         loss = away + ACTIVATION * distance + RATE * kilobytes
+        if self._adversary is not None:
+            loss = loss + HIDING * self._told(self._adversary, width, random)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.block.parameters(), 1.0)
         self._optimiser.step()
         self.done += 1
 
+    def _told(self, adversary: Adversary, width: int, random: np.random.Generator) -> Tensor:
+        """What the adversary recognises at a width, after it has learnt a little more."""
+        for _ in range(OWN_STEPS):
+            activations, labels = adversary.batch(random)
+            with torch.no_grad():
+                shipped = _rounded(self._shipped(activations, width, random))
+            adversary.learn(shipped, labels)
+        activations, _ = adversary.batch(random)
+        return adversary.knowledge(_rounded(self._shipped(activations, width, random)))
+
+    def _shipped(self, activations: Tensor, width: int, random: np.random.Generator) -> Tensor:
+        """Latents (n, width, rows, columns) with their noise, before rounding."""
+        latents = self.block.encode(activations)[:, :width]
+        if not self._data.noise:
+            return latents
+        noise = random.standard_normal(tuple(latents.shape), np.float32)
+        return latents + self._data.noise * torch.from_numpy(noise)
+
     def _state(self) -> dict[str, Any]:
         return {
+            **({} if self._adversary is None else {"adversary": self._adversary.state()}),
             "block": self.block.state_dict(),
             "spread": self._spread.detach(),
             "optimiser": self._optimiser.state_dict(),
@@ -120,6 +149,8 @@ class Trainer:
             self.block.load_state_dict(found["block"])
             self._optimiser.load_state_dict(found["optimiser"])
             self._spread.data.copy_(found["spread"])
+            if self._adversary is not None:
+                self._adversary.load(found["adversary"])
             self.done = int(found["done"])
         except Exception:  # a damaged file fails in as many ways as there are fields in it
             raise FormatError(f"{checkpoint}: not a checkpoint of this training; remove it to train anew") from None
@@ -128,6 +159,11 @@ class Trainer:
 def widened(latents: Tensor, channels: int) -> Tensor:
     """Latents (n, width, ...) padded with zeros to (n, channels, ...)."""
     return functional.pad(latents, (0, 0, 0, 0, 0, channels - latents.shape[1]))
+
+
+def _rounded(latents: Tensor) -> Tensor:
+    """Latents as they are shipped; the gradient passes straight through the rounding."""
+    return latents + (latents.clamp(-128, 127).round() - latents).detach()
 
 
 def _with_network(block: Bottleneck) -> Bottleneck:

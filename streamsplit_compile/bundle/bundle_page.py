@@ -78,6 +78,8 @@ def _assets(info: BundleInfo) -> str:
     found = ""
     if info.bottlenecks:
         how = "trained" if info.bottlenecks[0].steps else "in closed form"
+        if info.bottlenecks[0].hides:
+            how += f" to hide {' and '.join(info.bottlenecks[0].hides)}"
         found += f"""<h2>Bottlenecks</h2><div class="wide">{_table(WIDTH_COLUMNS, width_rows(info.bottlenecks))}</div>
 <p class="note">Fitted {how}. Payloads, and embeddings after prefix, bottleneck, wire, decoder and torch suffix, on
 windows that fitted nothing.</p>

@@ -58,6 +58,8 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
                 "shape": list(bottleneck.shape),
                 "fitted_by": bottleneck.fitted_by,
                 "steps": bottleneck.steps,
+                "hides": list(bottleneck.hides),
+                "noise": bottleneck.noise,
                 "widths": [msgspec.to_builtins(width) for width in bottleneck.widths],
             }
             for bottleneck in info.bottlenecks

@@ -41,6 +41,7 @@ from runtime_edge.formats.manifest import (
 from runtime_edge.inference.native_front_end import TOLERANCE
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.profile import Profile
+from streamsplit_compile.bottleneck.hiding import LabelledWindows
 from streamsplit_compile.bundle.blocks import (
     has_norms,
     lower_blocks,
@@ -94,6 +95,10 @@ class CompileOptions:
     adaptable: bool = False
     bottleneck_steps: int = 0
     """Training steps at each cut; 0 for the closed form. There are bottlenecks only if `calibrate` names recordings."""
+    hidden: LabelledWindows | None = None
+    """Recordings, one window of each, whose labels trained bottlenecks should not tell."""
+    latent_noise: float = 0.0
+    """Standard deviation of the noise that devices add to latents before rounding, in steps."""
     link: str = DEFAULT_LINK
     """The link whose radio the splitter tables assume."""
     measured: Profile | None = None
@@ -195,7 +200,8 @@ def _compile_cuts(
         reference = Reference(segments, calibration.unseen, notice)
         manifest = measure(staging, manifest, options.variants, calibration.windows, reference, progress, loaded=loaded)
         if options.calibrate is not None:
-            plan = FittingPlan(options.calibrate, options.bottleneck_steps, options.seed, checkpoints_of(out))
+            steps, kept = options.bottleneck_steps, checkpoints_of(out)
+            plan = FittingPlan(options.calibrate, steps, options.seed, kept, options.hidden, options.latent_noise)
             for add in (add_bottlenecks, add_exits):
                 manifest = add(staging, manifest, options.variants, segments, plan, progress, notice)
         progress("training splitter tables", 0, len(options.targets))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from streamsplit_compile.bundle.compiler import CompileOptions, compile_encoder,
 from streamsplit_compile.bundle.cut_assets.bottlenecks import TRAINING_STEPS
 from streamsplit_compile.bundle.measure import Reference
 from streamsplit_compile.bundle.parity import shortfalls
+from streamsplit_compile.cli.hide_options import hidden_labels, hide_options, labelled_windows
 from streamsplit_compile.cli.options import (
     PathParam,
     encoder_options,
@@ -173,6 +175,7 @@ _first_compile_options = together(
     click.option(
         "--bottlenecks", is_flag=True, help="Train the bottlenecks that --calibrate makes; takes minutes for each cut."
     ),
+    hide_options,
     click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random."),
     click.option("--keep-norms", is_flag=True, help="Leave normalisation layers unfolded."),
     click.option("--adaptable", is_flag=True, help="Let the server adapt normalisation layers on devices (ONNX)."),
@@ -228,10 +231,20 @@ def compile_(
         return
     if not parity:
         raise UsageError("--no-parity: only with --base; a first compile checks its cuts to make splitter tables")
+    recordings = first.pop("recordings")
+    hidden = hidden_labels(first.pop("hide"), recordings, first["bottlenecks"])
     options = _first_options(**first, calibrate=calibrate, generation=generation or 1, key=read_key(key))
     with Steps(quiet=as_json) as steps:
         steps("exporting", 0, 1)
-        bundle = compile_encoder(load(None), options, out, steps, print_warning)
+        loaded = load(None)
+        if recordings is not None:
+            heard = labelled_windows(hidden, recordings, loaded.sample_rate, loaded.window_samples)
+            options = replace(options, hidden=heard)
+        bundle = compile_encoder(loaded, options, out, steps, print_warning)
+    _show(bundle, options, out, as_json)
+
+
+def _show(bundle: Bundle, options: CompileOptions, out: Path, as_json: bool) -> None:
     if as_json:
         print_json(bundle_summary(bundle))
     else:
@@ -264,6 +277,8 @@ def _first_options(
     """Parse the options of a first compile. Raises UsageError."""
     if bottlenecks and as_given["calibrate"] is None:
         raise UsageError("--bottlenecks: they are trained on recordings; give --calibrate DIR")
+    if as_given["latent_noise"] and as_given["calibrate"] is None:
+        raise UsageError("--latent-noise: it is added to the values of bottlenecks; give --calibrate DIR")
     return CompileOptions(
         targets=parse_targets(targets),
         formats=_choices(formats, FORMATS, "--formats"),
@@ -283,6 +298,9 @@ def _refuse_what_the_base_decides(context: click.Context) -> None:
         "precision",
         "windows",
         "bottlenecks",
+        "hide",
+        "recordings",
+        "latent_noise",
         "seed",
         "keep_norms",
         "adaptable",

@@ -23,6 +23,13 @@ NOT_TYPED = {
         "tests/streamsplit_compile/encoder/test_front_ends.py has archives that take features",
     "ssc compile encoder.pt --targets rpi4 -o bundle/ --calibrate recordings/ --bottlenecks":
         "minutes of training; tests/streamsplit_compile/bundle/test_bottlenecks.py takes a few steps",
+    "ssc compile encoder.pt --targets rpi4 -o quiet/ --cuts pool --calibrate recordings/ --bottlenecks --hide words "
+    "--recordings speech_commands/":
+        "minutes of training; tests/streamsplit_compile/cli/test_hide_options.py takes a few steps",
+    "ssc audit quiet/ --recordings speech_commands/":
+        "an hour; tests/streamsplit_compile/cli/test_audit_command.py audits a small bundle",
+    "ssc splitter train quiet/ --target rpi4 --max-word-recognition 0.2 --max-agreement-lost 0.3 -o table.json":
+        "after the audit above; tests/streamsplit_compile/cli/test_audit_command.py does it",
     "ssc server run encoder.pt bundle/ --state server/ --larger larger.pt --calibrate recordings/":
         "two trained encoders; tests/integration/test_cascade.py runs it",
     "ssc server run encoder.pt bundle/ --state server/ --larger larger.pt --calibrate recordings/ --adapt joint":

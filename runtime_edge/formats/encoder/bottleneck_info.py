@@ -13,6 +13,7 @@ from runtime_edge.formats.strict import Name
 
 MAX_LATENT_VALUES = 4096
 """The most values in one window's latent: they are coded one by one."""
+MAX_NOISE = 64.0
 MAX_DECODER_BYTES = 64 << 20
 SYMBOLS = 256
 """A value of a latent is a whole number of 8 bits."""
@@ -54,6 +55,10 @@ class BottleneckInfo(Part, frozen=True, kw_only=True):
     fitted_by: Literal["pca", "training"]
     steps: Count = 0
     """Number of training steps."""
+    hides: Annotated[tuple[Literal["words", "speakers"], ...], Meta(max_length=2)] = ()
+    """What it was trained not to tell; an audit says how far that went."""
+    noise: Annotated[float, Meta(ge=0, le=MAX_NOISE)] = 0.0
+    """Standard deviation of the noise that a device adds to each value before rounding, in steps."""
 
     @property
     def positions(self) -> int:

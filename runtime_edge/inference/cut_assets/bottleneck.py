@@ -18,11 +18,13 @@ TOLERANCES = {"fp32": 0.1, "fp16": 0.5, "int8": 4.0, "auto": 4.0}
 class LoadedBottleneck:
     """The encoder of one cut's bottleneck, bound to the activation of a prefix, with its coding tables.
 
-    Raises BundleError or BackendError.
+    `random` makes the noise of a bottleneck that ships with noise; by default nobody can repeat it. Raises BundleError
+    or BackendError.
     """
 
-    def __init__(self, prefix: Prefix, info: BottleneckInfo) -> None:
+    def __init__(self, prefix: Prefix, info: BottleneckInfo, random: np.random.Generator | None = None) -> None:
         self.info = info
+        self._random = np.random.default_rng() if random is None else random
         self._latent = np.zeros(info.shape, np.float32)
         self._block = load_behind(prefix, info.cut, info.files, self._latent, "bottleneck")
         self.codec = LatentCodec(prefix.bundle.read(info.coding.file), info.shape)
@@ -34,7 +36,7 @@ class LoadedBottleneck:
 
     def encode(self, width: int) -> tuple[bytes, bool]:
         """The payload to ship for the prefix's activation, and whether it is coded."""
-        return self.codec.encode(self.latent(), width)
+        return self.codec.encode(with_noise(self.latent(), self.info.noise, self._random), width)
 
     def self_test(self, variant: str) -> None:
         """Compare the latent of the activation that a self-test has just left in the prefix with the manifest's.
@@ -48,3 +50,11 @@ class LoadedBottleneck:
             raise SelfTestError(
                 f"bottleneck at {self.info.cut}: its latent is off by {error:.2g} steps, allowed {allowed:g}"
             )
+
+
+def with_noise(latent: Array, noise: float, random: np.random.Generator) -> Array:
+    """A latent of any shape plus normal noise with this standard deviation, in steps."""
+    if not noise:
+        return latent
+    found: Array = latent + np.float32(noise) * random.standard_normal(latent.shape, np.float32)
+    return found

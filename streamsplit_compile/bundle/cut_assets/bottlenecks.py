@@ -24,11 +24,12 @@ from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo, WidthIn
 from runtime_edge.formats.encoder.parts import StoredFile
 from runtime_edge.formats.latent_codec import LatentCodec, quantise
 from runtime_edge.formats.manifest import Cut, Manifest
-from runtime_edge.inference.cut_assets.bottleneck import LoadedBottleneck
+from runtime_edge.inference.cut_assets.bottleneck import LoadedBottleneck, with_noise
 from runtime_edge.inference.prefix import Prefix
 from runtime_edge.inference.self_test import self_test_waveform
 from streamsplit_compile.bottleneck.block import Bottleneck, channels_of, layout_of
 from streamsplit_compile.bottleneck.coding import coding_tables
+from streamsplit_compile.bottleneck.hiding import HIDING_CHANNELS, LabelledActivations, LabelledWindows
 from streamsplit_compile.bottleneck.pca import fit_pca, with_step
 from streamsplit_compile.bottleneck.training import Trainer, TrainingSet
 from streamsplit_compile.bundle.bundle_writer import write_asset
@@ -62,6 +63,8 @@ _FINE, _STEP_LOSS = 32.0, 0.004
 _FILE_ERROR = 1e-2
 """Largest allowed difference between a compiled encoder and torch's, in steps of the latent."""
 _CACHE_BYTES = 256 << 20
+_NOISE_SEED = 0
+"""Of the noise in coding tables and measurements; that of a device has none."""
 
 
 def add_bottlenecks(
@@ -91,10 +94,12 @@ def add_bottlenecks(
         progress("fitting bottlenecks", place, len(cuts))
         every = -(-len(windows) // most_windows(cut))
         activations = torch.cat(list(batches_of(segments[: cut.index], windows[::every])))
-        data = Fitted(activations, embeddings[::every], segments[cut.index :])
+        hidden = None if plan.hidden is None else at_cut(plan.hidden, segments, cut)
+        data = Fitted(activations, embeddings[::every], segments[cut.index :], hidden, plan.noise)
         what = f"training the bottleneck at {cut.name}"
         block = fit(cut, data, plan.steps, plan.seed, plan.checkpoints, functools.partial(progress, what))
-        drafts.append(write_bottleneck(root, cut, block, variants, activations, plan.steps))
+        draft = write_bottleneck(root, cut, block, variants, activations, plan.steps, plan.noise)
+        drafts.append(msgspec.structs.replace(draft, hides=() if hidden is None else tuple(hidden.labels)))
         blocks[cut.name] = block
     measured = measured_bottlenecks(
         root, with_info(manifest, bottlenecks=tuple(drafts)), variants, segments, unseen, blocks
@@ -111,6 +116,20 @@ class Fitted:
     embeddings: Tensor
     """(n, d): the encoder's embeddings of the same windows."""
     suffix: Segments
+    hidden: LabelledActivations | None = None
+    """Recordings whose labels the latents should not tell; only training hides anything."""
+    noise: float = 0.0
+    """Standard deviation of the noise that devices add, in steps."""
+
+
+def at_cut(hidden: LabelledWindows, segments: Segments, cut: Cut) -> LabelledActivations:
+    """The labelled windows as activations at a cut, fewer of them if activations are large."""
+    every = -(-len(hidden.windows) // most_windows(cut))
+    activations = torch.cat(list(batches_of(segments[: cut.index], hidden.windows[::every])))
+    # A copy: autograd cannot save tensors that were made in inference mode.
+    return LabelledActivations(
+        activations.clone(), {name: torch.from_numpy(found[::every]) for name, found in hidden.labels.items()}
+    )
 
 
 def fit(
@@ -132,10 +151,17 @@ def fit(
         return block
     # Copies: autograd cannot save tensors that were made in inference mode.
     suffix = TrainingSet(
-        data.activations.clone(), data.embeddings.clone(), lambda value: run_segments(data.suffix, value)
+        data.activations.clone(),
+        data.embeddings.clone(),
+        lambda value: run_segments(data.suffix, value),
+        data.hidden,
+        data.noise,
     )
     trainer = Trainer(block, suffix, widths or widths_of(block), steps, seed)
-    key = hashlib.sha256(block.to_bytes() + f"{steps} {seed} {widths} {len(data.activations)}".encode()).hexdigest()
+    hidden: list[object] = [] if data.hidden is None else [*data.hidden.labels, len(data.hidden.activations)]
+    hidden += [data.noise] if data.noise else []
+    said = " ".join(map(str, (steps, seed, widths, len(data.activations), *hidden)))
+    key = hashlib.sha256(block.to_bytes() + said.encode()).hexdigest()
     with _frozen(data.suffix):
         return trainer.run(None if checkpoints is None else checkpoints / f"{key[:16]}.pt", progress)
 
@@ -144,7 +170,8 @@ def closed_form(cut: Cut, data: Fitted) -> Bottleneck:
     """The block of one cut by principal components, with the coarsest step that costs little."""
     layout = layout_of(cut)
     assert layout is not None
-    block, deviation = fit_pca(layout, torch.split(data.activations, BATCH), channels_of(layout))
+    most = channels_of(layout) if data.hidden is None else min(channels_of(layout), HIDING_CHANNELS)
+    block, deviation = fit_pca(layout, torch.split(data.activations, BATCH), most)
     return _coarsest(block, deviation or 1.0, data)
 
 
@@ -192,12 +219,19 @@ def widths_of(block: Bottleneck) -> list[int]:
 
 
 def write_bottleneck(
-    root: Path, cut: Cut, block: Bottleneck, variants: Sequence[str], activations: Tensor, steps: int
+    root: Path,
+    cut: Cut,
+    block: Bottleneck,
+    variants: Sequence[str],
+    activations: Tensor,
+    steps: int,
+    noise: float = 0.0,
 ) -> BottleneckInfo:
     """Write the assets of one bottleneck, with coding tables for these activations; it has no measurements yet."""
     with torch.inference_mode():
         latents = torch.cat([block.encode(batch) for batch in torch.split(activations, BATCH)])
-    decoder, tables = block.to_bytes(), coding_tables(quantise(latents.numpy()))
+    noisy = with_noise(latents.numpy(), noise, np.random.default_rng(_NOISE_SEED))
+    decoder, tables = block.to_bytes(), coding_tables(quantise(noisy))
     return BottleneckInfo(
         cut=cut.name,
         shape=block.latent_shape,
@@ -209,6 +243,7 @@ def write_bottleneck(
         macs=block.analysis.weight.numel() * block.latent_shape[2] * block.latent_shape[3],
         fitted_by="training" if steps else "pca",
         steps=steps,
+        noise=noise,
     )
 
 
@@ -233,7 +268,7 @@ def measured_bottlenecks(
         latents = _latents(prefix, devices, [*windows, chirp], blocks)
         for index, (info, device, values) in enumerate(zip(found, devices, latents, strict=True)):
             cut = manifest.cut_named(info.cut).index
-            wire = _Wire(variant, variant == variants[0], device.codec, blocks[info.cut], segments[cut:])
+            wire = _Wire(variant, variant == variants[0], device.codec, blocks[info.cut], segments[cut:], info.noise)
             widths = tuple(wire.measure(width, values[:-1], expected) for width in info.widths)
             means = values[-1][0].mean(axis=(1, 2)).astype("<f4").tobytes()
             found[index] = msgspec.structs.replace(info, widths=widths, self_test={**info.self_test, variant: means})
@@ -274,10 +309,12 @@ class _Wire:
     codec: LatentCodec
     block: Bottleneck
     suffix: Segments
+    noise: float
 
     def measure(self, width: WidthInfo, latents: Sequence[Array], expected: Tensor) -> WidthInfo:
         """A width with the bytes shipped for some windows, and how close their embeddings are to `expected` (n, d)."""
-        sent = [self.codec.encode(latent, width.width) for latent in latents]
+        random = np.random.default_rng(_NOISE_SEED)
+        sent = [self.codec.encode(with_noise(latent, self.noise, random), width.width) for latent in latents]
         arrived = np.concatenate([self.codec.decode(*payload, width.width) for payload in sent])
         with torch.inference_mode():
             embeddings = run_segments(self.suffix, self.block.decode(torch.from_numpy(arrived)))

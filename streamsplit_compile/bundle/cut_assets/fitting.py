@@ -17,6 +17,7 @@ from runtime_edge.formats.encoder.bottleneck_info import BottleneckInfo
 from runtime_edge.formats.encoder.exit_info import ExitInfo
 from runtime_edge.formats.encoder.parts import VariantInfo
 from runtime_edge.formats.manifest import Manifest
+from streamsplit_compile.bottleneck.hiding import LabelledWindows
 from streamsplit_compile.bottleneck.lowering import lower_small
 from streamsplit_compile.bundle.blocks import split_variant
 from streamsplit_compile.bundle.bundle_writer import link_asset, write_asset
@@ -45,6 +46,10 @@ class FittingPlan:
     seed: int
     checkpoints: Path
     """Folder for the checkpoints of interrupted training."""
+    hidden: LabelledWindows | None = None
+    """Recordings whose labels trained bottlenecks should not tell."""
+    noise: float = 0.0
+    """Standard deviation of the noise that devices add to latents, in steps."""
 
 
 def checkpoints_of(out: Path) -> Path:

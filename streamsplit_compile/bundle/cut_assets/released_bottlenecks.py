@@ -106,10 +106,11 @@ def _fitted_anew(
     """A bottleneck fitted to windows that arrived at its cut or before; None if they are too few or it is no better.
 
     It must be better on arrived windows that nothing was fitted to, and no width may lose so much on `unseen` that it
-    would be withdrawn.
+    would be withdrawn. One that hides something or ships with noise is never fitted anew, since no labels of what it
+    hides arrive.
     """
     cut, arrived, segments = manifest.cut_named(info.cut), reference.arrived, reference.segments
-    if arrived is None:
+    if arrived is None or info.hides or info.noise:
         return None
     suffix = segments[cut.index :]
     activations = ArrivedWindows.at(cut.index, arrived.fit, segments)[: most_windows(cut)]

@@ -59,6 +59,8 @@ def print_cuts(bundle: Bundle) -> None:
         )
     if bottlenecks := bundle.manifest.info.bottlenecks:
         how = "trained" if bottlenecks[0].steps else "closed form"
+        if bottlenecks[0].hides:
+            how += f" to hide {' and '.join(bottlenecks[0].hides)}"
         print_table(f"bottlenecks, {how}: payloads and embeddings", list(WIDTH_COLUMNS), width_rows(bottlenecks))
     elif useless := useless_cuts(bundle.manifest.info.cuts):
         click.echo(useless)

@@ -16,6 +16,7 @@ from runtime_edge.formats.bundle import ASSETS, Bundle, asset_path, open_bundle
 from runtime_edge.formats.model_id import model_number
 from runtime_edge.formats.records.table import LOCAL
 from runtime_edge.formats.wire import FrameHeader, decode_frame
+from runtime_edge.inference.cut_assets.bottleneck import LoadedBottleneck
 from runtime_edge.inference.cut_assets.loaded import self_test
 from runtime_edge.inference.engine import Engine
 from runtime_edge.inference.prefix import Prefix
@@ -236,3 +237,21 @@ def test_a_manifest_whose_bottlenecks_do_not_fit_is_refused_naming_the_field(bun
     with pytest.raises(BundleError, match=reason) as refused:
         manifests.decode(manifests.encode(wrong), "m.json")
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_with_noise_a_device_ships_something_else_each_time_and_figures_know(tiny_encoder, options, bundle, tmp_path):
+    noisy = dataclasses.replace(options, formats=("onnx",), precisions=("fp32",), cuts="down", latent_noise=4.0)
+    loud = compile_encoder(tiny_encoder, noisy, tmp_path / "loud")
+    (info,) = loud.manifest.info.bottlenecks
+    device = LoadedBottleneck(Prefix(loud), info)
+
+    shipped = [device.codec.decode(*device.encode(info.shape[1]), info.shape[1]) for _ in range(2)]
+    latent = device.latent()
+
+    assert info.noise == 4.0
+    assert not np.array_equal(*shipped)
+    assert np.std(shipped[0] - latent) == pytest.approx(4.0, rel=0.3)
+    plain = next(one for one in bundle.manifest.info.bottlenecks if one.cut == "down")
+    assert info.widths[-1].wire["onnx-fp32"].cosine_median < plain.widths[-1].wire["onnx-fp32"].cosine_median
+    assert info.widths[-1].bytes > plain.widths[-1].bytes
+    assert self_test(Prefix(loud)) < 1e-3

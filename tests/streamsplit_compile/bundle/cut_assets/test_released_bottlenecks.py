@@ -13,6 +13,7 @@ from runtime_edge.inference.cut_assets.loaded import self_test
 from runtime_edge.inference.prefix import Prefix
 from runtime_server.lab.accuracy import Answers
 from runtime_server.suffix.generations import cut_model
+from streamsplit_compile.bottleneck.hiding import LabelledWindows
 from streamsplit_compile.bundle.calibrate import calibration_set_for
 from streamsplit_compile.bundle.compiler import compile_encoder, recompile
 from streamsplit_compile.bundle.measure import ArrivedWindows, Reference
@@ -135,3 +136,17 @@ def test_trained_ones_are_trained_on(encoder, options, tmp_path):
     changed = [info for info in after.manifest.info.bottlenecks if files(after)[info.cut] != files(trained)[info.cut]]
     assert changed
     assert {(info.fitted_by, info.steps) for info in changed} == {("training", 202)}
+
+
+def test_those_that_hide_something_are_never_fitted_anew(encoder, options, tmp_path):
+    speech = LabelledWindows(whistles(64, 5).numpy(), {"words": np.arange(64) % 2})
+    single = dataclasses.replace(
+        options, formats=("onnx",), precisions=("fp32",), bottleneck_steps=2, hidden=speech, cuts="down"
+    )
+    hiding = compile_encoder(encoder, single, tmp_path / "hiding")
+    arrived = ArrivedWindows({0: whistles(64, 1)}, {0: whistles(16, 2)}, bottleneck_steps=200)
+
+    after = released(hiding, encoder, tmp_path / "after", arrived)
+
+    assert [info.hides for info in hiding.manifest.info.bottlenecks] == [("words",)]
+    assert files(after) == files(hiding)
