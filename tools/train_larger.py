@@ -162,7 +162,7 @@ def head_of(encoder: LoadedEncoder, audio: Path) -> Head:
     front_end = FrontEndInfo(sample_rate=encoder.sample_rate, window_samples=size, hop_samples=size // 2, details={})
     heard = windows_of(split_clips(audio)[1], front_end, 1, GATE_DB)
     embeddings = in_batches(whole(encoder.graph), torch.from_numpy(heard.embeddings)).numpy()
-    return fit_head(replace(heard, embeddings=embeddings), encoder.id, "tools.train_larger")
+    return fit_head(replace(heard, embeddings=embeddings, generations=(1, 1)), encoder.id, "tools.train_larger")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
