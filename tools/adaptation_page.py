@@ -72,9 +72,9 @@ def _by_processes(file: Path) -> list[str]:
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for one in json.loads(file.read_text()):
-        cell, adaptation = one["cell"], one["adaptation"] or {}
+        cell, adaptation, mapped = one["cell"], one["adaptation"] or {}, "" if one["own_head"] else ", mapped"
         rows.append(
-            f"| {cell['kind']} {cell['severity']}, {cell['order']}, seed {cell['seed']} | {cell['arm']} "
+            f"| {cell['kind']} {cell['severity']}, {cell['order']}, seed {cell['seed']} | {cell['arm']}{mapped} "
             f"| {100 * one['processes']:.1f} % | {100 * one['library']:.1f} % | {100 * one['same']:.1f} % "
             f"| {100 * one['sent']:.0f} % | {100 * one['library_sent']:.0f} % | {adaptation.get('sent', 0)} "
             f"| {one['lost']} of {one['windows']} |"
@@ -84,7 +84,9 @@ def _by_processes(file: Path) -> list[str]:
         "",
         "The same streams, by `ssc server run --adapt joint` and `ssc edge run --cascade 0.44`, at eight times real",
         "time (`python -m tools.bench_adapt_processes`). There every eighth window judges and trains nothing, an",
-        "adaptation has to pass the judge, and it arrives while the stream goes on.",
+        "adaptation has to pass the judge, and it arrives while the stream goes on. *Mapped*: the teacher had no",
+        "head of its own, as the library's has, but was mapped to the device's embeddings ([why that gains",
+        "less](measurements.md#adaptation)).",
         "",
         *rows,
         "",

@@ -114,6 +114,7 @@ def compare(bench: AdaptBench, files: argparse.Namespace, bundle: Bundle, cell: 
         "library_sent": library.shipped,
     }
     told |= {"windows": report["windows_captured"], "lost": report["windows_lost"], "updates": library.updates}
+    told["own_head"] = True
     counts: Counter[str] = Counter(line["answer"] for line in found["lines"])
     return told | {"answers": dict(counts), "adaptation": found["adaptation"]}
 

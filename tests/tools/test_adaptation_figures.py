@@ -101,10 +101,10 @@ def test_what_real_processes_made_of_a_stream_has_a_row(tmp_path):
     assert "By real processes" not in (tmp_path / "page.md").read_text()
     cell = {"kind": "room", "severity": 3, "order": "shuffled", "seed": 0, "arm": "joint"}
     shares = {"processes": 0.75, "library": 0.8, "same": 0.9, "sent": 0.43, "library_sent": 0.44}
-    one = {"cell": cell, "windows": 60, "lost": 0, "adaptation": {"sent": 7}, **shares}
+    one = {"cell": cell, "windows": 60, "lost": 0, "adaptation": {"sent": 7}, "own_head": False, **shares}
     (tmp_path / "adaptation-processes.json").write_text(json.dumps([one]))
     write_page(some_runs(), 100, tmp_path / "page.md")
-    row = "| room 3, shuffled, seed 0 | joint | 75.0 % | 80.0 % | 90.0 % | 43 % | 44 % | 7 | 0 of 60 |"
+    row = "| room 3, shuffled, seed 0 | joint, mapped | 75.0 % | 80.0 % | 90.0 % | 43 % | 44 % | 7 | 0 of 60 |"
     assert row in (tmp_path / "page.md").read_text()
 
 
