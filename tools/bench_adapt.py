@@ -40,7 +40,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from runtime_edge.audio.wire_streams import AudioStreamDecoder, AudioStreamEncoder
-from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.records.actions import ShipThresholds
 from runtime_edge.formats.records.head import Head, entropy, read_head
 from runtime_edge.policy.ship_gate import MostUncertain, ShipGate
@@ -48,10 +47,8 @@ from runtime_server.adaptation.classifier import Classifier, norm_layers
 from runtime_server.adaptation.methods import ALONE, Blended, Cema, Joint, Method
 from runtime_server.adaptation.methods.adaptation_method import BATCH, LEARNING_RATE, MOMENTUM
 from runtime_server.adaptation.methods.eata import Eata, importance
-from runtime_server.labels.head_training import fit_head
 from runtime_server.labels.labelled import windows_of
 from runtime_server.suffix.generations import copy_module
-from runtime_server.suffix.larger_encoder import in_batches, whole
 from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder
 from tools.adaptation_figures import CHANGING, section
 from tools.adaptation_page import write_page
@@ -59,6 +56,7 @@ from tools.benchmarks import DOCS, publish
 from tools.corruptions import CORRUPTIONS, SEVERITIES, changes
 from tools.judged_clips import Bools, right_clips, split_clips
 from tools.reference.corpus import GATE_DB
+from tools.train_larger import front_end_of, head_of
 
 KBPS = 24.0
 WARM_UP = 100
@@ -154,10 +152,7 @@ class AdaptBench:
 
     def __init__(self, encoder: Path, head: Path, larger: Path, audio: Path, most: int | None = None) -> None:
         self._encoder, self._head, self._larger = load_encoder(encoder), read_head(head), load_encoder(larger)
-        size = self._encoder.window_samples
-        self._front_end = FrontEndInfo(
-            sample_rate=self._encoder.sample_rate, window_samples=size, hop_samples=size // 2, details={}
-        )
+        self._front_end = front_end_of(self._encoder)
         judged, known = split_clips(audio)
         judged = judged[:: -(-len(judged) // most)] if most else judged
         heard = windows_of([clip for clip, _ in judged], self._front_end, _A_CLIP, GATE_DB)
@@ -167,8 +162,7 @@ class AdaptBench:
         self._known = fitted.embeddings
         self.shares: dict[Cell, float] = {}
         """The share of the windows that cells have sent, so that none is played only to find that out."""
-        embeddings = in_batches(whole(self._larger.graph), torch.from_numpy(fitted.embeddings)).numpy()
-        self._teacher_head = fit_head(replace(fitted, embeddings=embeddings), self._larger.id, "tools.bench_adapt")
+        self._teacher_head = head_of(self._larger, fitted)
 
     def run(self, cell: Cell) -> Ran:
         """Play one cell."""

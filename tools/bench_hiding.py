@@ -26,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from runtime_edge.formats.latent_codec import quantise
 from runtime_edge.formats.manifest import Cut
+from runtime_edge.inference.cut_assets.bottleneck import with_noise
 from runtime_server.lab.clips import Clips, load_clips
 from streamsplit_compile.audit.outlets import Arrived
 from streamsplit_compile.audit.recogniser import attack_on, interval
@@ -156,8 +157,8 @@ def shipped(block: Bottleneck, activations: torch.Tensor, width: int, arm: Arm, 
     """What arrives of activations (n, ...) at a width: (n, width, rows, columns)."""
     with torch.inference_mode():
         latents = torch.cat([block.encode(part) for part in torch.split(activations, 64)])[:, :width].numpy()
-    noise = np.random.default_rng(seed).normal(0.0, 1.0, latents.shape).astype(np.float32)
-    return torch.from_numpy(quantise(latents + arm.noise * noise).astype(np.float32))
+    noisy = with_noise(latents, arm.noise, np.random.default_rng(seed))
+    return torch.from_numpy(quantise(noisy).astype(np.float32))
 
 
 def completed(given: Material, block: Bottleneck, latents: torch.Tensor) -> Array:

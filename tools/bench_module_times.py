@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,18 @@ from streamsplit_compile.modules.imitation import imitate
 from streamsplit_compile.modules.ranking import embeddings_of, study
 from streamsplit_compile.modules.slicing import slice_encoder
 from streamsplit_compile.modules.submodels import submodel
-from tools.bench_modules import DEVICES, HALF, IMITATED, STEPS, STUDIED, Kept, ModulesBench, difference, even
+from tools.bench_modules import (
+    DEVICES,
+    HALF,
+    IMITATED,
+    STEPS,
+    STUDIED,
+    Kept,
+    ModulesBench,
+    device_classes,
+    difference,
+    even,
+)
 from tools.benchmarks import Section, publish, show
 
 SEARCHES, RUNS, CLOSE = 6, 150, 0.01
@@ -115,13 +126,6 @@ def add_devices(section: Section, name: str, classes: int, bench: ModulesBench, 
     gain, gained = difference(flat["derived"], flat["uniform"])
     section.add(f"points_lost_half.{name}_{classes}_time", lost, "at most 2", f"points, {where}: {said}")
     section.add(f"gain_over_uniform.{name}_{classes}_time", gain, "at least 3", f"points, {where}: {gained}")
-
-
-def device_classes(bench: ModulesBench, classes: int) -> Iterator[npt.NDArray[np.int64]]:
-    """The classes of each device, the same as in `tools.bench_modules`."""
-    for number, data in enumerate(np.repeat(np.unique(bench.judged.sets), DEVICES)):
-        every = np.unique(bench.judged.labels[bench.judged.sets == data])
-        yield np.sort(np.random.default_rng(number).permutation(every)[:classes])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

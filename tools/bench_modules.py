@@ -219,9 +219,7 @@ def on_devices(
     right: dict[str, list[npt.NDArray[np.bool_]]] = {}
     longest = 0.0
     first = {one.layer.name: -np.arange(len(one.importance)) for one in known.layers}
-    for number, name in enumerate(np.repeat(np.unique(bench.judged.sets), DEVICES)):
-        every = np.unique(bench.judged.labels[bench.judged.sets == name])
-        own = np.sort(np.random.default_rng(number).permutation(every)[:classes])
+    for number, own in enumerate(device_classes(bench, classes)):
         windows = bench.known.some(np.isin(bench.known.labels, own), DEVICE_WINDOWS, number)
         personal = study_again(known, bench.encoder, windows)
         began = time.monotonic()
@@ -238,8 +236,15 @@ def on_devices(
             found[arm] = bench.embedded(submodel(bench.encoder, personal, channels, windows), clips)
         for arm, embeddings in found.items():
             right.setdefault(arm, []).append(bench.right(embeddings, own)[clips])
-        print(classes, name, {arm: round(float(values[-1].mean()), 3) for arm, values in right.items()}, flush=True)
+        print(classes, own, {arm: round(float(values[-1].mean()), 3) for arm, values in right.items()}, flush=True)
     return OnDevices({arm: np.concatenate(values).astype(float) for arm, values in right.items()}, longest)
+
+
+def device_classes(bench: ModulesBench, classes: int) -> Iterator[npt.NDArray[np.int64]]:
+    """The classes of each device, all of one data set."""
+    for number, data in enumerate(np.repeat(np.unique(bench.judged.sets), DEVICES)):
+        every = np.unique(bench.judged.labels[bench.judged.sets == data])
+        yield np.sort(np.random.default_rng(number).permutation(every)[:classes])
 
 
 def imitated(bench: ModulesBench, known: Study, windows: Tensor, share: float) -> dict[str, Tensor]:

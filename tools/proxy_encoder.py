@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from streamsplit_compile.encoder.encoders import new_encoder
 from tools.reference.corpus import SETS, Corpus, Integers, load_corpus
 from tools.reference.crops import augmented
-from tools.reference.training import SCALE, follow
+from tools.reference.training import SCALE, behind_image, follow, standardise
 
 ENCODER = "mobilenet_v3_small"
 SERVERS_SHARE = 0.3
@@ -53,7 +53,7 @@ def train(corpus: Corpus, recordings: Integers, epochs: int, seed: int = 0) -> t
     student = nn.ModuleList([encoder, nn.Linear(encoder.embedding_dim, len(corpus.names))])
     optimiser = torch.optim.AdamW(student.parameters(), lr=RATE, weight_decay=DECAY)
     average = {name: value.clone() for name, value in student.state_dict().items()}
-    _measure_input(encoder, corpus, recordings)
+    standardise(encoder.input_norm, corpus, recordings)
     each, step = len(recordings) // BATCH, 0
     student.train()
     for epoch in range(epochs):
@@ -62,7 +62,7 @@ def train(corpus: Corpus, recordings: Integers, epochs: int, seed: int = 0) -> t
             pace = min(1.0, (step + 1) / _WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * step / (epochs * each)))
             optimiser.param_groups[0]["lr"] = RATE * pace
             batch = augmented(corpus, order[number * BATCH :][:BATCH], encoder.front_end.frames, random)
-            logits = SCALE * student[1](embedded(encoder, torch.from_numpy(batch.images)))
+            logits = SCALE * student[1](behind_image(encoder, torch.from_numpy(batch.images)))
             loss = functional.cross_entropy(logits, torch.from_numpy(batch.classes), label_smoothing=SMOOTHING)
             optimiser.zero_grad()
             loss.backward()
@@ -74,18 +74,3 @@ def train(corpus: Corpus, recordings: Integers, epochs: int, seed: int = 0) -> t
     student.load_state_dict(average)
     student.eval()
     return encoder, student[1]  # type: ignore[return-value]
-
-
-def embedded(encoder: Any, images: Tensor) -> Tensor:
-    """Images (n, 1, mels, frames) -> embeddings (n, d)."""
-    for stage in encoder.stages[1:]:
-        images = encoder.get_submodule(stage)(images)
-    return images
-
-
-def _measure_input(encoder: Any, corpus: Corpus, recordings: Integers) -> None:
-    """Set the mean and variance of the image's norm to those of the recordings."""
-    begins, ends = corpus.begins[recordings], corpus.begins[recordings] + corpus.lengths[recordings]
-    images = np.concatenate([corpus.images[a:b] for a, b in zip(begins, ends, strict=True)]).astype(np.float32)
-    encoder.input_norm.running_mean.fill_(float(images.mean()))
-    encoder.input_norm.running_var.fill_(float(images.var()))

@@ -29,13 +29,13 @@ from runtime_edge.audio.opus import OpusDecoder, OpusEncoder
 from runtime_edge.formats.manifest import FrontEndInfo
 from runtime_edge.formats.records.head import Head, write_head
 from runtime_server.labels.head_training import fit_head
-from runtime_server.labels.labelled import read_clips, windows_of
+from runtime_server.labels.labelled import Examples, read_clips, windows_of
 from runtime_server.suffix.larger_encoder import in_batches, whole
 from streamsplit_compile.encoder.encoders import LoadedEncoder, load_encoder, new_encoder, read_state, save_checkpoint
 from tools.judged_clips import split_clips
 from tools.reference.corpus import GATE_DB, HELD_OUT_FOLD, SETS
 from tools.reference.crops import MAX_MASKED_BANDS, MAX_MASKED_FRAMES, MIX_ALPHA
-from tools.reference.training import follow
+from tools.reference.training import behind_image, follow
 
 ENCODER, CONFIG = "mn", {"width_mult": 0.4}
 BATCH, SCALE, SMOOTHING, KBPS = 64, 16.0, 0.05, 16.0
@@ -142,9 +142,8 @@ def train(encoder: Any, recordings: Recordings, epochs: int, seed: int, batch: i
             windows, classes = batch_of(recordings, order[number * batch :][:batch], rate, window, rng)
             with torch.no_grad():
                 images = _masked(encoder.log_mel(windows), rng)
-            for stage in encoder.stages[1:]:
-                images = encoder.get_submodule(stage)(images)
-            loss = functional.cross_entropy(SCALE * head(images), classes, label_smoothing=SMOOTHING)
+            logits = SCALE * head(behind_image(encoder, images))
+            loss = functional.cross_entropy(logits, classes, label_smoothing=SMOOTHING)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(encoder.parameters(), 5.0)
@@ -156,11 +155,14 @@ def train(encoder: Any, recordings: Recordings, epochs: int, seed: int, batch: i
     encoder.eval()
 
 
-def head_of(encoder: LoadedEncoder, audio: Path) -> Head:
-    """A head for an encoder's embeddings, fitted to a window of each recording of folds 1 to 4."""
+def front_end_of(encoder: LoadedEncoder) -> FrontEndInfo:
+    """Windows that begin half of one apart."""
     size = encoder.window_samples
-    front_end = FrontEndInfo(sample_rate=encoder.sample_rate, window_samples=size, hop_samples=size // 2, details={})
-    heard = windows_of(split_clips(audio)[1], front_end, 1, GATE_DB)
+    return FrontEndInfo(sample_rate=encoder.sample_rate, window_samples=size, hop_samples=size // 2, details={})
+
+
+def head_of(encoder: LoadedEncoder, heard: Examples) -> Head:
+    """A head for an encoder's embeddings, fitted to labelled windows (n, samples)."""
     embeddings = in_batches(whole(encoder.graph), torch.from_numpy(heard.embeddings)).numpy()
     return fit_head(replace(heard, embeddings=embeddings, generations=(1, 1)), encoder.id, "tools.train_larger")
 
@@ -180,7 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     module.load_state_dict(read_state(given.checkpoint))
     train(module, read_recordings(given.audio, module.sample_rate, module.window_samples), given.epochs, given.seed)
     save_checkpoint(ENCODER, config, module, given.out)
-    write_head(given.out.with_suffix(".head.json"), head_of(load_encoder(given.out), given.audio))
+    made = load_encoder(given.out)
+    heard = windows_of(split_clips(given.audio)[1], front_end_of(made), 1, GATE_DB)
+    write_head(given.out.with_suffix(".head.json"), head_of(made, heard))
 
 
 if __name__ == "__main__":

@@ -47,24 +47,18 @@ def method_maker(name: str, larger: LargerEncoder | None, seed: int, blended: bo
             else:
                 taught_by = teacher(larger.graph, generation.larger, recipient.head)
             if name == "cema":
-                return Cema(classifier, taught_by, seed)
-            clean = _at_cut(generation, larger.windows, start, _MOST_CLEAN) if start else larger.windows
-            return Joint(classifier, taught_by, clean, seed)
-        if name == "eata" and labelled is not None:
+                method: Method = Cema(classifier, taught_by, seed)
+            else:
+                clean = _at_cut(generation, larger.windows, start, _MOST_CLEAN) if start else larger.windows
+                method = Joint(classifier, taught_by, clean, seed)
+        elif name == "eata" and labelled is not None:
             known = _at_cut(generation, torch.from_numpy(labelled.windows), start, _MOST_REMEMBERED)
-            return Eata(classifier, matters=importance(classifier, known))
-        return ALONE[name](classifier)
+            method = Eata(classifier, matters=importance(classifier, known))
+        else:
+            method = ALONE[name](classifier)
+        return Blended(method, classifier) if blended else method
 
-    def make_blended(
-        generation: Generation,
-        recipient: Recipient,
-        classifier: Classifier,
-        labelled: LabelledWindows | None,
-        start: int,
-    ) -> Method:
-        return Blended(make(generation, recipient, classifier, labelled, start), classifier)
-
-    return make_blended if blended else make
+    return make
 
 
 def _at_cut(generation: Generation, windows: Tensor, cut: int, most: int) -> Tensor:

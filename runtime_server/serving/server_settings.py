@@ -56,8 +56,8 @@ class ServerSettings:
     )
     adapt: MethodName | None = setting(
         None,
-        "Adapt devices to what they hear now, through their normalisation layers, from the windows that they send as "
-        "audio: joint or cema, with the encoder of larger as teacher, or tent, eata or sar without one.",
+        "Adapt devices to what they hear now, through their normalisation layers, from the windows that they send: "
+        "joint or cema, with the encoder of larger as teacher, or tent, eata or sar without one.",
         example="cema",
     )
     adapt_scope: Scope = setting(

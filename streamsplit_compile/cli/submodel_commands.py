@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ from streamsplit_compile.splitter.pricing import check_blocks
 _SHOWN = 6
 """Groups named in a table."""
 
-_study_options = together(
+_asked_options = together(
     click.argument("encoder_file", metavar="ENCODER.PT", type=PathParam()),
     click.option("--target", default="rpi4", show_default=True, help="Target name or TOML file to price for."),
     profile_option,
@@ -51,32 +54,76 @@ _study_options = together(
 )
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of an encoder by both commands."""
+
+    encoder_file: Path
+    target: str
+    profile_file: Path | None
+    bundle: Path | None
+    recordings: Path | None
+    count: int
+    """Windows of the recordings."""
+    seed: int
+
+    @property
+    def how(self) -> str:
+        """Where times come from, for people."""
+        return "times as measured block by block" if self.profile_file else "predicted"
+
+    def costs(self, found: Checkpoint) -> Costs:
+        """What the encoder takes on the target. Raises UsageError naming the option, FormatError or BundleError."""
+        board, profile = load_target(self.target), measured_profile(self.profile_file)
+        encoder = from_module(found.name, found.config, found.module, None)
+        if profile is None:
+            if self.bundle is not None:
+                raise UsageError("--bundle needs --profile, which was measured with it")
+            return price(encoder, found.module).of(board)
+        if self.bundle is None:
+            raise UsageError("--profile needs --bundle, the bundle that was measured: it says where blocks end")
+        if profile.target != board.name:
+            raise UsageError(f"--profile {self.profile_file}: it is of {profile.target}, not of --target {board.name}")
+        manifest = open_bundle(self.bundle).manifest
+        check_blocks(profile, manifest)
+        if manifest.info.encoder.weights != weights_digest(encoder.tensors):
+            raise UsageError(
+                f"--bundle {self.bundle}: it has other weights than {self.encoder_file}; compile and measure that one"
+            )
+        cuts = [cut.name for cut in manifest.info.cuts[1:]]
+        return price(encoder, found.module, cuts).measured(
+            board, cuts, profile.block_ms, split_variant(profile.variant)[1]
+        )
+
+
+def _study_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command `asked`, an `Asked`."""
+
+    @_asked_options
+    @functools.wraps(command)
+    def with_asked(**given: Any) -> None:
+        asked = Asked(**{field.name: given.pop(field.name) for field in dataclasses.fields(Asked)})
+        command(asked, **given)
+
+    return with_asked
+
+
 @click.command("modules")
 @_study_options
 @json_option
-def modules(
-    encoder_file: Path,
-    target: str,
-    profile_file: Path | None,
-    bundle: Path | None,
-    recordings: Path | None,
-    count: int,
-    seed: int,
-    as_json: bool,
-) -> None:
+def modules(asked: Asked, as_json: bool) -> None:
     """Show the groups of channels inside an encoder's blocks: their cost, and how important they are.
 
     Example: ssc modules encoder.pt --recordings recordings/
     """
     with Steps(quiet=as_json) as steps:
-        priced = Priced(target, profile_file, bundle)
-        known, _, _, (fixed, costs) = _studied(encoder_file, priced, recordings, count, seed, steps)
+        known, _, _, (fixed, costs) = _studied(asked, steps)
     rows = [_row(one, costs[one.layer.name]) for one in known.layers]
     if as_json:
-        print_json({"target": target, "fixed_ms": fixed.ms, "layers": rows})
+        print_json({"target": asked.target, "fixed_ms": fixed.ms, "layers": rows})
         return
     print_table(
-        f"Groups of channels, priced for {target}; everything else takes {fixed.ms:.3g} ms",
+        f"Groups of channels, priced for {asked.target}; everything else takes {fixed.ms:.3g} ms",
         ["layer", "channels", "groups", "ms", "without", "half loses", "most important", "least"],
         [
             [
@@ -92,7 +139,7 @@ def modules(
             for row in rows
         ],
     )
-    _warn(recordings)
+    _warn(asked.recordings)
 
 
 @click.command("derive")
@@ -107,13 +154,7 @@ def modules(
 @click.option("-o", "--out", type=PathParam(), required=True, help="Checkpoint to write.")
 @json_option
 def derive_(
-    encoder_file: Path,
-    target: str,
-    profile_file: Path | None,
-    bundle: Path | None,
-    recordings: Path | None,
-    count: int,
-    seed: int,
+    asked: Asked,
     budget_ms: float | None,
     memory_mb: float | None,
     weight_bytes: int | None,
@@ -129,29 +170,27 @@ def derive_(
     if limits == Limits():
         raise click.UsageError("nothing to derive for: give --budget-ms, --memory-mb or --bytes")
     with Steps(quiet=as_json) as show:
-        priced = Priced(target, profile_file, bundle)
-        known, found, windows, (fixed, costs) = _studied(encoder_file, priced, recordings, count, seed, show)
+        known, found, windows, (fixed, costs) = _studied(asked, show)
         derived = derive(known, fixed, costs, limits)
         small = submodel(found.module, known, derived.kept, windows)
         whole = embeddings_of(found.module, windows)
         if steps:
-            imitate(small, windows, whole, steps, seed, lambda done, total: show("training", done, total))
+            imitate(small, windows, whole, steps, asked.seed, lambda done, total: show("training", done, total))
         cosine = float(torch.nn.functional.cosine_similarity(embeddings_of(small, windows), whole).mean())
     inner = {name: len(channels) for name, channels in derived.kept.items()}
     config = found.config | {"inner": found.config.get("inner", {}) | inner}
     save_checkpoint(found.name, config, small, out, found.untrained)
-    _report(out, target, known, derived, (fixed, costs), cosine, priced.how, as_json)
-    _warn(recordings)
+    _report(out, asked, known, derived, (fixed, costs), cosine, as_json)
+    _warn(asked.recordings)
 
 
 def _report(
     out: Path,
-    target: str,
+    asked: Asked,
     known: Study,
     derived: Derived,
     prices: Costs,
     cosine: float,
-    how: str,
     as_json: bool,
 ) -> None:
     fixed, costs = prices
@@ -160,7 +199,7 @@ def _report(
     cost = derived.cost
     if as_json:
         print_json({
-            "file": str(out), "target": target, "kept": derived.kept, "ms": cost.ms, "whole_ms": whole_ms,
+            "file": str(out), "target": asked.target, "kept": derived.kept, "ms": cost.ms, "whole_ms": whole_ms,
             "weight_bytes": cost.weight_bytes, "whole_weight_bytes": whole_bytes, "peak_bytes": cost.peak_bytes,
             "cosine": cosine,
         })  # fmt: skip
@@ -173,57 +212,20 @@ def _report(
     ]
     print_table(f"{out}: channels kept", ["layer", "channels"], rows)
     click.echo(
-        f"On {target} {cost.ms:.3g} ms in place of {whole_ms:.3g}, {cost.weight_bytes / 1e6:.3g} MB of weights in "
-        f"place of {whole_bytes / 1e6:.3g} ({how}); mean cosine with the whole encoder {cosine:.3f}"
+        f"On {asked.target} {cost.ms:.3g} ms in place of {whole_ms:.3g}, {cost.weight_bytes / 1e6:.3g} MB of weights "
+        f"in place of {whole_bytes / 1e6:.3g} ({asked.how}); mean cosine with the whole encoder {cosine:.3f}"
     )
 
 
-@dataclass(frozen=True)
-class Priced:
-    """What costs are taken from: a target's model, and blocks that were measured if there is a profile."""
-
-    target: str
-    profile_file: Path | None
-    bundle: Path | None
-
-    @property
-    def how(self) -> str:
-        """Where times come from, for people."""
-        return "times as measured block by block" if self.profile_file else "predicted"
-
-    def costs(self, path: Path, found: Checkpoint) -> Costs:
-        """Those of the encoder in the file `path`. Raises UsageError naming the option, FormatError or BundleError."""
-        board, profile = load_target(self.target), measured_profile(self.profile_file)
-        encoder = from_module(found.name, found.config, found.module, None)
-        if profile is None:
-            if self.bundle is not None:
-                raise UsageError("--bundle needs --profile, which was measured with it")
-            return price(encoder, found.module).of(board)
-        if self.bundle is None:
-            raise UsageError("--profile needs --bundle, the bundle that was measured: it says where blocks end")
-        if profile.target != board.name:
-            raise UsageError(f"--profile {self.profile_file}: it is of {profile.target}, not of --target {board.name}")
-        manifest = open_bundle(self.bundle).manifest
-        check_blocks(profile, manifest)
-        if manifest.info.encoder.weights != weights_digest(encoder.tensors):
-            raise UsageError(f"--bundle {self.bundle}: it has other weights than {path}; compile and measure that one")
-        cuts = [cut.name for cut in manifest.info.cuts[1:]]
-        return price(encoder, found.module, cuts).measured(
-            board, cuts, profile.block_ms, split_variant(profile.variant)[1]
-        )
-
-
-def _studied(
-    path: Path, priced: Priced, recordings: Path | None, count: int, seed: int, steps: Steps
-) -> tuple[Study, Checkpoint, torch.Tensor, Costs]:
+def _studied(asked: Asked, steps: Steps) -> tuple[Study, Checkpoint, torch.Tensor, Costs]:
     """What windows tell about an encoder, the encoder, the windows, and the costs. Raises UsageError, FormatError."""
-    found = load_module(path)
-    layers_of(found.module, str(path))
+    found = load_module(asked.encoder_file)
+    layers_of(found.module, str(asked.encoder_file))
     steps("pricing", 0, 3)
-    prices = priced.costs(path, found)
+    prices = asked.costs(found)
     steps("ranking", 1, 3)
-    windows = _windows(found, recordings, count, seed)
-    return study(found.module, windows, seed=seed), found, windows, prices
+    windows = _windows(found, asked.recordings, asked.count, asked.seed)
+    return study(found.module, windows, seed=asked.seed), found, windows, prices
 
 
 def _windows(found: Checkpoint, recordings: Path | None, count: int, seed: int) -> torch.Tensor:

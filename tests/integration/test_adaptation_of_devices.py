@@ -93,6 +93,18 @@ def models_of(server, device):
     return [header.model for frame in server.frames_of(device) for header, _ in decode_frame(frame)]
 
 
+def play(tmp_path, server, source, *options, adapts=False):
+    """A device that has heard all of a recording, and if it `adapts`, has been sent something meanwhile."""
+    device = harness.Device(tmp_path, server, "pi-1", source, *options)
+    try:
+        if adapts:
+            harness.until(lambda: server.status()["adaptation"]["sent"] > 0, "an adaptation")
+        device.finish()
+    finally:
+        device.process.signal(9)
+    return device
+
+
 def test_a_signed_adaptation_comes_of_what_a_device_was_unsure_about(adapting, bundle, tmp_path):
     recordings = tmp_path / "recordings"
     recordings.mkdir()
@@ -120,12 +132,7 @@ def test_what_the_adapted_device_sends_is_completed_with_its_weights_after_a_res
     server = adapting("--adapt", "tent", "--adapt-least-s", "3600")
     server.put_table(harness.always(bundle, "rpi4", "waveform"))
     source = harness.write_wav(tmp_path / "audio.wav", 40.0, seed=41)
-    device = harness.Device(tmp_path, server, "pi-1", source)
-    try:
-        harness.until(lambda: server.status()["adaptation"]["sent"] > 0, "an adaptation")
-        device.finish()
-    finally:
-        device.process.signal(9)
+    device = play(tmp_path, server, source, adapts=True)
     adaptation = adaptation_of(server, "pi-1.rpi4")
     early = server.status()["adaptation"]["windows"]["unused"]  # before the server had found the device's head
     by_hand = taught_by_hand(head_of(bundle), harness.windows_of(source)[early : early + 128])
@@ -146,12 +153,7 @@ def test_what_the_adapted_device_sends_is_completed_with_its_weights_after_a_res
     harness.restart(server)
     server.put_table(harness.always(bundle, "rpi4", "one"))
     short = harness.write_wav(tmp_path / "short.wav", 5.0, seed=42)
-    device = harness.Device(tmp_path, server, "pi-1", short)
-    try:
-        device.finish()
-    finally:
-        device.process.signal(9)
-    results = device.results()
+    results = play(tmp_path, server, short).results()
     assert {result["cut"] for result in results[-10:]} == {"one"}
     assert set(models_of(server, "pi-1")[-10:]) == {adaptation.number}
     check(results[-10:], short, adaptation)
@@ -162,21 +164,15 @@ def test_a_device_that_never_sends_audio_is_adapted_behind_its_privacy_floor(ada
     server = adapting("--adapt", "tent", "--adapt-least-s", "3600")
     server.put_table(harness.always(bundle, "rpi4", "one"))
     source = harness.write_wav(tmp_path / "audio.wav", 40.0, seed=43)
-    device = harness.Device(tmp_path, server, "pi-1", source, "--min-cut", "one")
-    try:
-        harness.until(lambda: server.status()["adaptation"]["sent"] > 0, "an adaptation")
-        device.finish()
-    finally:
-        device.process.signal(9)
+    device = play(tmp_path, server, source, "--min-cut", "one", adapts=True)
     adaptation = adaptation_of(server, "pi-1.rpi4")
     assert {layer.name for layer in adaptation.layers} == {"two.1"}
     moved = adaptation.layers[0].arrays()[1]
     assert np.abs(moved).max() > 1e-3, "there was something to find"
-    headers = [header for frame in server.frames_of("pi-1") for header, _ in decode_frame(frame)]
-    assert {header.cut for header in headers} == {2}, "log_mel, one"
-    assert headers[-1].model == adaptation.number
-    results = device.results()
-    check(results[-10:], source, adaptation)
+    cuts = {header.cut for frame in server.frames_of("pi-1") for header, _ in decode_frame(frame)}
+    assert cuts == {2}, "log_mel, one"
+    assert models_of(server, "pi-1")[-1] == adaptation.number
+    check(device.results()[-10:], source, adaptation)
     assert "foreign" not in server.status()["counters"]
 
 

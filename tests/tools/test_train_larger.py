@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from runtime_edge.formats.records.head import read_head, write_head
+from runtime_server.labels.labelled import windows_of
 from streamsplit_compile.encoder.encoders import load_encoder, save_checkpoint
 from streamsplit_models.mn import mn
-from tools.train_larger import MAX_GAIN_DB, Recordings, batch_of, head_of, read_recordings, train
+from tools.judged_clips import split_clips
+from tools.train_larger import MAX_GAIN_DB, Recordings, batch_of, front_end_of, head_of, read_recordings, train
 
 pytestmark = pytest.mark.integration
 
@@ -69,7 +71,8 @@ def test_the_head_is_for_the_embeddings_of_the_encoder_and_knows_the_classes(two
         (tmp_path / name).symlink_to(two_words / "speech_commands")
     save_checkpoint("mn", {"width_mult": 0.1}, mn(width_mult=0.1), tmp_path / "larger.pt")
     encoder = load_encoder(tmp_path / "larger.pt")
-    write_head(tmp_path / "larger.head.json", head_of(encoder, tmp_path))
+    heard = windows_of(split_clips(tmp_path)[1], front_end_of(encoder), 1)
+    write_head(tmp_path / "larger.head.json", head_of(encoder, heard))
     found = read_head(tmp_path / "larger.head.json")
     assert (found.encoder, found.labels, found.scores_by) == (encoder.id, ("go", "stop"), "softmax")
     assert found.embedding_dim == encoder.graph.candidates[-1].shape[-1]

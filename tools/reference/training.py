@@ -58,6 +58,13 @@ class Recipe:
     seed: int = 0
 
 
+def behind_image(encoder: Any, images: Tensor) -> Tensor:
+    """Embeddings (n, d) of log-mel images (n, 1, mels, frames)."""
+    for stage in encoder.stages[1:]:
+        images = encoder.get_submodule(stage)(images)
+    return images
+
+
 class Student(nn.Module):
     """The part of an encoder after its log-mel image, a head, and the map to the teacher's embeddings."""
 
@@ -71,9 +78,7 @@ class Student(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Embed images: (n, 1, mels, frames) -> (n, d)."""
-        for stage in self.encoder.stages[1:]:
-            images = self.encoder.get_submodule(stage)(images)
-        return images
+        return behind_image(self.encoder, images)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (n, classes), and embeddings mapped to the teacher's (n, teacher_dim)."""
@@ -114,7 +119,7 @@ class Course:
         self._front, self._file = encoder.front_end, work / "run.pt"
         student = Student(encoder, len(corpus.names), corpus.targets.shape[1], recipe.seed)
         self._student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        _standardise(encoder.input_norm, corpus, self.split.train)
+        standardise(encoder.input_norm, corpus, self.split.train)
         self._average = {name: value.clone() for name, value in self._student.state_dict().items()}
         self._optimizer = torch.optim.AdamW(_groups(self._student, recipe.weight_decay), lr=recipe.learning_rate)
         self.epoch, self.best_epoch, self.best_loss, self.seconds = 0, 0, math.inf, 0.0
@@ -244,7 +249,7 @@ def _groups(student: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def _standardise(norm: nn.BatchNorm2d, corpus: Corpus, recordings: Integers) -> None:
+def standardise(norm: nn.BatchNorm2d, corpus: Corpus, recordings: Integers) -> None:
     """Set the norm to the images' overall mean and deviation, which then stay fixed."""
     used = np.concatenate(
         [corpus.images[corpus.begins[one] : corpus.begins[one] + corpus.lengths[one]] for one in recordings]

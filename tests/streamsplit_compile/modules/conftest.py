@@ -1,41 +1,19 @@
 """A small encoder with a block of each kind, and windows to study it on."""
 
 import pytest
-import torch
+from divisible import divisible, sounds
 from torch import nn
 
-from streamsplit_models import FrontEnd, GlobalAveragePool, LogMel, Normalize
-from streamsplit_models.encoder import Encoder
-from streamsplit_models.initialise import start, synthetic_sounds
-from streamsplit_models.mobile import BlockSpec, InvertedResidual, SqueezeExcite, conv_norm
-from streamsplit_models.resnet import BasicBlock
-
-
-class Small(Encoder):
-    """An inverted residual with squeeze-and-excitation, one that changes the shape, and a residual block."""
-
-    def __init__(self):
-        front_end = FrontEnd(n_mels=16, window_samples=8000)
-        super().__init__(front_end, 12)
-        self.log_mel = LogMel(front_end)
-        specs = [BlockSpec(8, 3, 40, 8, True, nn.Hardswish, 1), BlockSpec(8, 3, 24, 16, False, nn.ReLU, 2)]
-        self.features = nn.Sequential(
-            conv_norm(1, 8, 3, 2, activation=nn.ReLU),
-            *(InvertedResidual(spec, lambda s: SqueezeExcite(s.expanded, 8, nn.ReLU, nn.Sigmoid)) for spec in specs),
-            nn.ReLU(),
-            BasicBlock(16, 16, 1),
-        )
-        self.pool = GlobalAveragePool()
-        self.projection = nn.Linear(16, 12)
-        self.normalize = Normalize()
-        self.stages = ("log_mel", *(f"features.{i}" for i in range(5)), "pool", "projection", "normalize")
+from streamsplit_models.mobile import BlockSpec
 
 
 @pytest.fixture
 def encoder():
-    return start(Small, 0)
+    """An inverted residual, one that changes the shape, and a residual block."""
+    specs = [BlockSpec(8, 3, 40, 8, True, nn.Hardswish, 1), BlockSpec(8, 3, 24, 16, False, nn.ReLU, 2)]
+    return divisible(specs, nn.ReLU())
 
 
 @pytest.fixture(scope="session")
 def windows():
-    return synthetic_sounds(48, 16_000, 8000, torch.Generator().manual_seed(7))
+    return sounds()
