@@ -53,9 +53,13 @@ def _parts(draws: int, most: int = 1000) -> Iterable[int]:
 
 
 def by_stream(runs: Iterable[Run], arm: str, keep: Callable[[Run], bool] = lambda _: True) -> Streams:
-    """The runs of an arm, by corruption, severity, order and seed."""
-    names = ("kind", "severity", "order", "seed")
-    return {tuple(run["cell"][name] for name in names): run for run in runs if run["cell"]["arm"] == arm and keep(run)}
+    """The runs of an arm, by stream."""
+    return {stream_of(run): run for run in runs if run["cell"]["arm"] == arm and keep(run)}
+
+
+def stream_of(run: Run) -> tuple[Any, ...]:
+    """What was played: corruption, severity, order and seed."""
+    return tuple(run["cell"][name] for name in ("kind", "severity", "order", "seed"))
 
 
 def differences(mine: Streams, other: Streams, what: str = "right") -> Points:

@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from tools.adaptation_figures import CHANGING, OURS, PLAIN, Run, by_stream, differences, gain
+from tools.adaptation_figures import CHANGING, OURS, PLAIN, Run, by_stream, differences, gain, stream_of
 from tools.benchmarks import DOCS
 from tools.corruptions import CHANGES
 
@@ -165,11 +165,12 @@ def _draw_changes(runs: Sequence[Run], out: Path) -> list[str]:
 def _draw(runs: Sequence[Run], kinds: Sequence[str], out: Path) -> None:
     """Share of clips labelled correctly by severity, a panel for each corruption."""
     figure = Figure(figsize=(2.4 * max(len(kinds), 1), 3.0), layout="constrained")
+    both = by_stream(runs, PLAIN).keys() & by_stream(runs, OURS).keys()
     panels = np.atleast_1d(figure.subplots(1, max(len(kinds), 1), sharey=True))
     for panel, kind in zip(panels, kinds, strict=False):
         for arm, colour in _COLOURS.items():
             found: dict[int, list[float]] = {}
-            for (at, severity, _, _), run in by_stream(runs, arm).items():
+            for (at, severity, *_), run in by_stream(runs, arm, lambda run: stream_of(run) in both).items():
                 if at == kind:
                     found.setdefault(severity, []).append(100 * float(np.mean(run["right"])))
             severities = sorted(found)
